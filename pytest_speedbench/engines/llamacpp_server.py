@@ -1,0 +1,83 @@
+"""Run the llama-server embedded in the ``xllamacpp`` wheel, in a process of its own.
+
+This file is executed by path (``python llamacpp_server.py CONFIG.json``) by whichever Python has
+``xllamacpp``, so it imports nothing else outside the standard library. It prints one line,
+``listening on http://HOST:PORT``, once the model is loaded, and stops on SIGTERM, on SIGINT, and
+when its standard input reaches end of file. The last one is what ends the server when the process
+that started it is killed without a chance to clean up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+
+def parameters(config: dict[str, Any]) -> Any:
+    """Translate the launch configuration into ``xllamacpp.CommonParams``."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = config["model"]
+    params.hostnames = [config["host"]]
+    params.port = config["port"]
+    params.n_parallel = config["max_batch_size"]
+    params.n_ctx = config["max_model_len"] * config["max_batch_size"]
+    params.cpuparams.n_threads = config["threads"]
+    params.cpuparams_batch.n_threads = config["threads"]
+    params.endpoint_metrics = True
+    params.endpoint_slots = True
+    params.ui = False
+    params.cache_ram_mib = 0
+    method = config["method"]
+    speculative = params.speculative
+    kinds = xllamacpp.common_speculative_type
+    if method == "draft":
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        speculative.draft.mparams.path = config["draft_model"]
+        speculative.draft.n_max = config["draft_tokens"]
+        speculative.draft.p_min = 0.0
+    elif method == "ngram":
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        speculative.ngram_simple.size_n = config["ngram_lookup"]
+        speculative.ngram_simple.size_m = config["draft_tokens"]
+    elif method != "none":
+        raise SystemExit(f"unknown speculation method {method!r}")
+    for name, value in config.get("params", {}).items():
+        if not hasattr(params, name):
+            raise SystemExit(f"xllamacpp.CommonParams has no field {name!r}")
+        setattr(params, name, value)
+    return params
+
+
+def main(path: str) -> None:
+    """Serve until a signal arrives or standard input closes."""
+    import xllamacpp
+
+    with open(path, encoding="utf-8") as stream:
+        config = json.load(stream)
+    done = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: done.set())
+    server = xllamacpp.Server(parameters(config))
+    print(f"listening on {server.listening_address}", flush=True)
+
+    def wait_for_parent() -> None:
+        while os.read(0, 4096):
+            pass
+        done.set()
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+    while not done.wait(0.2):
+        pass
+    # The C++ server joins its HTTP threads in its destructor, which waits for open streams;
+    # nobody is left to read them.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

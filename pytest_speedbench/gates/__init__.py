@@ -1,0 +1,1 @@
+"""Thresholds files and verdicts."""

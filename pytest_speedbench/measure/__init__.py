@@ -1,0 +1,1 @@
+"""From samples to numbers: pure functions, no I/O, no clock."""

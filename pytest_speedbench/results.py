@@ -1,0 +1,36 @@
+"""What a measured cell is to every report: one frozen CellResult."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_speedbench.cells import Cell
+from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.measure.acceptance import Acceptance
+from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.metrics import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One cell, measured with one engine profile, and the verdict on it.
+
+    ``profile`` is the label in the item id. ``steps_source`` says where step counts come from.
+    ``verdict`` is None for a measured cell without a gate under ``--speedbench-measure-only``.
+    """
+
+    profile: str
+    cell: Cell
+    item_id: str
+    verdict: Verdict | None
+    reasons: tuple[Reason, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    acceptance: Acceptance | None = None
+    gates: tuple[GateResult, ...] = ()
+    conversations: int = 0
+    conversations_planned: int = 0
+    turns: int = 0
+    prompts_sha256: str = ""
+    steps_source: str = ""
+    duration_s: float = 0.0
