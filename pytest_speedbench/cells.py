@@ -7,24 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS, OVERALL, SPLITS
 
-SPLITS = ("qualitative", "throughput")
-CATEGORIES = (
-    "coding",
-    "humanities",
-    "math",
-    "multilingual",
-    "qa",
-    "rag",
-    "reasoning",
-    "roleplay",
-    "stem",
-    "summarization",
-    "writing",
-)
-OVERALL = "overall"
-DIFFICULTIES = ("low_entropy", "mixed", "high_entropy")
-ISLS = ("1k", "2k", "8k", "16k", "32k")
+__all__ = [
+    "CATEGORIES",
+    "DEFAULT_CONCURRENCY",
+    "DIFFICULTIES",
+    "ISLS",
+    "OVERALL",
+    "SPLITS",
+    "STEADY_PROMPTS_PER_STREAM",
+    "Axes",
+    "Cell",
+    "expand",
+    "isl_tokens",
+]
+
 STEADY_PROMPTS_PER_STREAM = 4
 
 
@@ -147,10 +145,7 @@ def _implied_splits(axes: Axes) -> tuple[str, ...]:
 
 def _qualitative(axes: Axes, points: Sequence[Cell], concurrencies: Sequence[int]) -> list[Cell]:
     present = [c for c in CATEGORIES if any(p.split == "qualitative" and p.category == c for p in points)]
-    if axes.categories == (OVERALL,):
-        wanted = present
-    else:
-        wanted = [c for c in axes.categories if c != OVERALL] or present
+    wanted = [c for c in axes.categories if c != OVERALL] or present
     missing = [c for c in wanted if c not in present]
     if missing:
         raise ConfigError(

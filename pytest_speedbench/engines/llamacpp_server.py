@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 
@@ -58,8 +59,7 @@ def main(path: str) -> None:
     """Serve until a signal arrives or standard input closes."""
     import xllamacpp
 
-    with open(path, encoding="utf-8") as stream:
-        config = json.load(stream)
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+
+from pytest_speedbench.cells import Cell
+from pytest_speedbench.gates.limits import Family, Limit
+from pytest_speedbench.measure.metrics import METRICS, MetricSpec
+from pytest_speedbench.measure.student import t_quantile
+
+Z_POWER = 0.8416
+"""The normal quantile of 80 % power."""
+
+UNREACHABLE = 4.5
+"""A margin of fewer sigmas than this cannot tell an unchanged system from one at the limit."""
 
 
 class Verdict(str, Enum):
@@ -20,8 +33,10 @@ class GateResult:
     """One metric of one cell compared with one limit.
 
     ``headroom`` is (value - limit) / limit, sign-corrected for ceilings, so positive is good.
+    ``sigma`` is the noise of the comparison relative to the reference, or to a hand-written limit;
+    for metrics on the log scale that of the logarithm, which is the same for small noise.
     ``guard`` is the relative half-width t*sigma that separates PASS from the limit. The two minimum
-    detectable effects are relative drops: not passed, and failed, with 80 % power.
+    detectable effects are relative drops (rises, for ceilings): not passed, and failed, with 80 % power.
     ``source`` is ``file:line`` of the limit.
     """
 
@@ -44,3 +59,181 @@ class GateResult:
     """One line on where the reference comes from, e.g. ``6 starts × 2 repeats on 2026-12-01``."""
     conditional_reference: tuple[float, ...] = ()
     """Conditional acceptance per draft position at calibration, where the file has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Maps a metric's values to where noise is additive and more is better."""
+
+    log: bool
+    ceiling: bool
+
+    def __call__(self, value: float) -> float:
+        position = math.log(value) if self.log else value
+        return -position if self.ceiling else position
+
+    def relative(self, distance: float, base: float) -> float:
+        """A worsening by ``distance`` from the value ``base``, as a fraction of it."""
+        if not self.log:
+            return distance / base
+        return math.expm1(distance) if self.ceiling else -math.expm1(-distance)
+
+    def guard(self, distance: float, limit: float) -> float:
+        """An improvement by ``distance`` on ``limit``, as a fraction of it."""
+        return -self.relative(-distance, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """Sigma on the metric's scale, and the t quantiles for β and α."""
+
+    sigma: float
+    t_beta: float
+    t_alpha: float
+
+
+def judge(
+    metric: str,
+    value: float | None,
+    limit: Limit,
+    *,
+    alpha: float,
+    beta: float,
+    starts: int = 1,
+    repeats: int = 1,
+    prompts: str | None = None,
+) -> GateResult:
+    """Compare the mean over ``starts`` engine starts with ``repeats`` runs each to ``limit``.
+
+    P(PASS | true value at or beyond the limit) ≤ ``beta``, P(FAIL | true value as good as the
+    reference) ≤ ``alpha``. Without a reference the limit takes its place, and the metric's assumed
+    noise that of the measured one: PASS and FAIL are then values clear of the limit on either side.
+    ``prompts`` is the hash of the measured prompts; a limit that pins another is INVALID.
+    """
+    if metric != limit.metric:
+        raise ValueError(f"a limit on {limit.metric} cannot judge {metric}")
+    if not (0 < alpha < 0.5 and 0 < beta < 0.5):
+        raise ValueError(f"alpha and beta are error rates below 0.5, not {alpha} and {beta}")
+    spec = METRICS[metric]
+    scale = _Scale(spec.log_scale, limit.ceiling)
+    noise = _noise(spec, limit, alpha, beta, starts, repeats)
+    base = limit.reference if limit.reference is not None else limit.value
+    blank = GateResult(
+        metric=metric,
+        verdict=Verdict.INVALID,
+        value=math.nan if value is None else value,
+        limit=limit.value,
+        ceiling=limit.ceiling,
+        reference=limit.reference,
+        margin=limit.margin,
+        sigma=noise.sigma if spec.log_scale else noise.sigma / base,
+        guard=scale.guard(noise.t_beta * noise.sigma, limit.value),
+        headroom=math.nan,
+        mde_not_passed=None,
+        mde_failed=None,
+        source=limit.source,
+        note=f"assumed noise {100 * spec.assumed_noise:g} %" if limit.evidence is None else "",
+        evidence=str(limit.evidence) if limit.evidence is not None else "",
+        conditional_reference=limit.evidence.conditional if limit.evidence is not None else (),
+    )
+    if value is None or not math.isfinite(value):
+        return replace(blank, reason="not_measured", note=f"{metric} was not measured")
+    if value < 0 or (value == 0 and spec.log_scale):
+        return replace(blank, reason="impossible_value", note=f"{metric} cannot be {value:g}")
+    sign = -1 if limit.ceiling else 1
+    result = replace(blank, headroom=sign * (value - limit.value) / limit.value)
+    result = _with_effects(result, scale, noise)
+    if limit.evidence is not None:
+        if limit.evidence.prompts is not None and not (prompts or "").startswith(limit.evidence.prompts):
+            return replace(
+                result,
+                reason="other_prompts",
+                note=f"calibrated on prompts {limit.evidence.prompts[:12]}, measured on {(prompts or 'unknown')[:12]}",
+            )
+        distance = scale(base) - scale(limit.value)
+        if noise.sigma > distance / UNREACHABLE:
+            return replace(
+                result,
+                reason="unreachable",
+                note=f"noise σ {100 * result.sigma:.2g} % is more than the margin {100 * (limit.margin or 0):.3g} % / "
+                f"{UNREACHABLE}; measure more engine starts, or widen the margin",
+            )
+    return replace(result, verdict=_decide(value, limit, scale, noise))
+
+
+def _decide(value: float, limit: Limit, scale: _Scale, noise: _Noise) -> Verdict:
+    at, low = scale(value), scale(limit.value)
+    good = scale(limit.reference) if limit.reference is not None else low
+    met = value <= limit.value if limit.ceiling else value >= limit.value
+    # met is asked for beside the band: the logarithm may round a value just off its limit onto it
+    if met and at - noise.t_beta * noise.sigma >= low:
+        return Verdict.PASS
+    if not met and at + noise.t_alpha * noise.sigma < good:
+        return Verdict.FAIL
+    return Verdict.INCONCLUSIVE
+
+
+def _with_effects(result: GateResult, scale: _Scale, noise: _Noise) -> GateResult:
+    if result.reference is None:
+        return result
+    distance = scale(result.reference) - scale(result.limit)
+    power = Z_POWER * noise.sigma
+    not_passed = max(0.0, distance - noise.t_beta * noise.sigma + power)
+    failed = max(distance + power, noise.t_alpha * noise.sigma + power)
+    return replace(
+        result,
+        mde_not_passed=scale.relative(not_passed, result.reference),
+        mde_failed=scale.relative(failed, result.reference),
+    )
+
+
+def _noise(spec: MetricSpec, limit: Limit, alpha: float, beta: float, starts: int, repeats: int) -> _Noise:
+    if limit.evidence is None or limit.reference is None:
+        # Assumed noise counts as spread between engine starts, which repeats do not average away.
+        unit = 1.0 if spec.log_scale else limit.value
+        sigma, df = spec.assumed_noise * unit / math.sqrt(starts), math.inf
+    else:
+        # Imported here because it needs numpy, and every report imports this module.
+        from pytest_speedbench.measure.statistics import run_sigma
+
+        evidence = limit.evidence
+        unit = limit.reference if spec.log_scale else 1.0
+        noise = run_sigma(
+            evidence.sd_start / unit,
+            evidence.sd_repeat / unit,
+            starts=starts,
+            repeats=repeats,
+            cal_starts=evidence.starts,
+            cal_repeats=evidence.repeats,
+        )
+        sigma, df = noise.sigma, noise.df
+    return _Noise(sigma, t_quantile(1 - beta, df), t_quantile(1 - alpha, df))
+
+
+def allocate(family: Family, cells_in_file: Collection[Cell], cell: Cell, *, metrics: int = 1) -> tuple[float, float]:
+    """The α and β of one gate on ``cell``, which has ``metrics`` gates in its file.
+
+    Half of the family's α goes to the overall cells, half to the others, evenly over
+    ``cells_in_file`` and evenly over the metrics of a cell; a file with only one kind gives it all.
+    β holds for each gate and is not split: to release something bad, one gate must pass it wrongly.
+    """
+    overall = sum(c.is_overall for c in cells_in_file)
+    others = len(cells_in_file) - overall
+    share = 0.5 if overall and others else 1.0
+    peers = overall if cell.is_overall else others
+    return family.alpha * share / max(1, peers) / metrics, family.beta
+
+
+_WORST_FIRST = (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+
+
+def combine(results: Sequence[GateResult]) -> Verdict:
+    """The verdict of a cell: INVALID > FAIL > INCONCLUSIVE > PASS.
+
+    Raises ValueError for no results: a cell without a gate has no verdict.
+    """
+    verdicts = {result.verdict for result in results}
+    for verdict in _WORST_FIRST:
+        if verdict in verdicts:
+            return verdict
+    raise ValueError("no gate results to combine")

@@ -1,8 +1,25 @@
-"""Whether a window can carry a verdict at all: completeness, counters, invariants."""
+"""Whether a window can carry a verdict at all: completeness, counters, invariants.
+
+``problems`` looks at what every metric rests on. What only timing rests on is apart, so that a busy
+client does not void acceptance lengths: ``client_problem`` and ``concurrency_problem``.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from pytest_speedbench.measure.acceptance import (
+    acceptance_length,
+    acceptance_length_pooled,
+    decode_acceptance_length,
+)
+from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
+
+MAX_CLIENT_LAG_S = 0.010
+MAX_CLIENT_CPU_SHARE = 0.9
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,3 +28,267 @@ class Reason:
 
     code: str
     message: str
+
+
+def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[Reason, ...]:
+    """Every reason why the window cannot carry a verdict, at most one per code; empty when sound.
+
+    ``speculation`` is whether the profile asks for it, ``draft_tokens`` the most drafts per step.
+    Codes, in this order: ``nothing_measured``, ``lost_requests``, ``incomplete``, ``duplicated``,
+    ``unplanned``, ``counter_mismatch``, ``identity``, ``acceptance_out_of_range``,
+    ``rate_above_one``, ``no_speculation``, ``unexpected_speculation``.
+    """
+    longest = draft_tokens + 1 if speculation else 1
+    found = {
+        "nothing_measured": []
+        if window.turns
+        else [f"none of {_turns(_planned_turns(window), 'planned ')} was measured"],
+        "lost_requests": _lost(window.failures),
+        "incomplete": _incomplete(window),
+        "duplicated": _duplicated(window),
+        "unplanned": _unplanned(window),
+    }
+    if window.turns:
+        found |= {
+            "counter_mismatch": [*_mismatched_totals(window), *_mismatched_turns(window.turns)],
+            "identity": [*_broken_identities(window.turns, longest), *_undrafted(window)],
+            "acceptance_out_of_range": _out_of_range(window.turns, longest),
+            "rate_above_one": _rate_above_one(window),
+            "no_speculation": _no_speculation(window) if speculation else [],
+            "unexpected_speculation": [] if speculation else _unexpected_speculation(window),
+        }
+    return tuple(Reason(code, "; ".join(messages)) for code, messages in found.items() if messages)
+
+
+def client_problem(
+    client: Client, *, max_lag_s: float = MAX_CLIENT_LAG_S, max_cpu_share: float = MAX_CLIENT_CPU_SHARE
+) -> Reason | None:
+    """``client_saturated`` when the load client was too slow to time anything, else None.
+
+    For gates on rates and latencies only: token and step counts do not depend on the client's pace.
+    A value that is not a number counts as too slow.
+    """
+    slow = []
+    if not client.lag_p99_s <= max_lag_s:
+        slow.append(f"its event loop lagged {client.lag_p99_s * 1e3:.1f} ms at p99 (limit {max_lag_s * 1e3:.1f} ms)")
+    if not client.cpu_share <= max_cpu_share:
+        slow.append(f"it used {client.cpu_share:.0%} of a CPU (limit {max_cpu_share:.0%})")
+    return Reason("client_saturated", f"the load client was saturated: {' and '.join(slow)}") if slow else None
+
+
+def concurrency_problem(window: Window) -> Reason | None:
+    """``concurrency_not_held`` when a throughput cell never reached a steady window, else None."""
+    if window.cell.split != "throughput":
+        return None
+    steady = window.steady_ns
+    if steady is not None and steady[1] > steady[0]:
+        return None
+    return Reason(
+        "concurrency_not_held",
+        f"{window.cell.concurrency} conversations were never in flight together, out of {len(window.planned)} planned",
+    )
+
+
+# Completeness
+
+
+def _lost(failures: Sequence[Failure]) -> list[str]:
+    if not failures:
+        return []
+    causes = Counter(f.reason for f in failures)
+    counted = ", ".join(f"{count} × {cause}" for cause, count in sorted(causes.items(), key=lambda c: (-c[1], c[0])))
+    named = _named(f"{_name(f.question_id, f.index)} ({f.message})" for f in failures)
+    return [f"{_turns(len(failures))} failed: {counted}; {named}"]
+
+
+def _planned(window: Window) -> Counter[tuple[str, int]]:
+    return Counter((question_id, index) for question_id, turns in window.planned for index in range(turns))
+
+
+def _planned_turns(window: Window) -> int:
+    return sum(turns for _, turns in window.planned)
+
+
+def _measured(window: Window) -> Counter[tuple[str, int]]:
+    return Counter((turn.question_id, turn.index) for turn in window.turns)
+
+
+def _incomplete(window: Window) -> list[str]:
+    """Planned turns that are missing although nothing failed at them or before them."""
+    failed: dict[str, int] = {}
+    for failure in window.failures:
+        failed[failure.question_id] = min(failure.index, failed.get(failure.question_id, failure.index))
+    missing = _planned(window) - _measured(window)
+    silent = [
+        (question_id, index)
+        for question_id, index in missing.elements()
+        if question_id not in failed or index < failed[question_id]
+    ]
+    if not silent:
+        return []
+    where = _named(_name(*turn) for turn in silent)
+    return [f"{len(silent)} of {_turns(_planned_turns(window), 'planned ')} not measured, without a failure: {where}"]
+
+
+def _duplicated(window: Window) -> list[str]:
+    planned, measured = _planned(window), _measured(window)
+    extra = {turn: count for turn, count in measured.items() if 0 < planned[turn] < count}
+    if not extra:
+        return []
+    named = _named(f"{_name(*turn)} ({count}×)" for turn, count in extra.items())
+    return [f"{_turns(len(extra))} measured more often than planned: {named}"]
+
+
+def _unplanned(window: Window) -> list[str]:
+    planned = _planned(window)
+    stray = [turn for turn in _measured(window) if planned[turn] == 0]
+    if not stray:
+        return []
+    return [f"{_turns(len(stray))} measured that nobody planned: {_named(_name(*turn) for turn in stray)}"]
+
+
+# Totals
+
+
+def _mismatched_totals(window: Window) -> list[str]:
+    counters, turns = window.counters, window.turns
+    pairs = (
+        ("output tokens", sum(t.output_tokens for t in turns), counters.output_tokens),
+        ("prompt tokens", sum(t.prompt_tokens for t in turns), counters.prompt_tokens),
+        ("drafted tokens", sum(t.steps.drafted for t in turns), counters.drafted),
+        ("accepted tokens", sum(t.steps.accepted for t in turns), counters.accepted),
+    )
+    return [
+        f"{what}: client {client}, server {server}"
+        for what, client, server in pairs
+        if server is not None and server != client
+    ]
+
+
+def _mismatched_turns(turns: Sequence[Turn]) -> list[str]:
+    """Turns whose stream and whose reported number of tokens disagree."""
+    wrong = []
+    for turn in turns:
+        streamed = sum(turn.event_tokens)
+        if turn.output_ids is not None and len(turn.output_ids) != turn.output_tokens:
+            wrong.append(f"{_turn(turn)} has {len(turn.output_ids)} token ids for {turn.output_tokens} output tokens")
+        elif streamed > turn.output_tokens:
+            wrong.append(f"{_turn(turn)} streamed {streamed} tokens of {turn.output_tokens} output tokens")
+    return [f"{_turns(len(wrong))} with two totals: {_named(wrong)}"] if wrong else []
+
+
+# Invariants
+
+
+def _broken_identities(turns: Sequence[Turn], longest: int) -> list[str]:
+    wrong = [f"{_turn(turn)}: {fault}" for turn in turns for fault in _faults(turn, longest)]
+    return [f"the step counts contradict each other {len(wrong)}×: {_named(wrong)}"] if wrong else []
+
+
+def _faults(turn: Turn, longest: int) -> Iterator[str]:
+    steps, tokens = turn.steps, turn.output_tokens
+    if tokens < 1:
+        yield f"it has {tokens} output tokens"
+        return
+    if tokens - 1 + steps.cut != steps.accepted + steps.count:
+        yield (
+            f"N − 1 + cut = {tokens} − 1 + {steps.cut} is not A + S = {steps.accepted} + {steps.count} "
+            f"(output tokens, drafts accepted, steps)"
+        )
+    if not 0 <= steps.cut < longest:
+        yield f"its last step was cut by {steps.cut}, which must lie in 0 to {longest - 1}"
+    elif steps.lengths and 0 < steps.lengths[-1] <= steps.cut:
+        yield f"its last step produced {steps.lengths[-1]} tokens and was cut by {steps.cut}"
+    resolved = sum(length - 1 for length in steps.lengths if length)
+    if resolved > steps.accepted or (resolved < steps.accepted and not steps.unresolved):
+        yield f"its steps accepted {resolved} drafts by their lengths and {steps.accepted} by their sum"
+
+
+def _undrafted(window: Window) -> list[str]:
+    steps, drafts = sum(t.steps.count for t in window.turns), window.counters.drafts
+    if drafts is None or drafts <= steps:
+        return []
+    return [f"the server drafted in {drafts} steps, but there were only {steps} decode steps"]
+
+
+def _out_of_range(turns: Sequence[Turn], longest: int) -> list[str]:
+    return [*_lengths_out_of_range(turns, longest), *_means_out_of_range(turns, longest)]
+
+
+def _lengths_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
+    wrong = []
+    for turn in turns:
+        bad = sorted({length for length in turn.steps.lengths if length < 0 or length > longest})
+        hidden = turn.steps.accepted - sum(length - 1 for length in turn.steps.lengths if length)
+        if bad:
+            wrong.append(f"{_turn(turn)} has {', '.join(map(str, bad))}")
+        elif turn.steps.unresolved and hidden > turn.steps.unresolved * (longest - 1):
+            wrong.append(f"{_turn(turn)} accepted {hidden} drafts in {turn.steps.unresolved} steps of unknown length")
+    if wrong:
+        yield f"a step emits 1 to {longest} tokens, not so in {_turns(len(wrong))}: {_named(wrong)}"
+
+
+def _means_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
+    for what, value in (
+        ("request mean", acceptance_length(turns)),
+        ("pooled", acceptance_length_pooled(turns)),
+        ("decode", decode_acceptance_length(turns)),
+    ):
+        if value is not None and not 1 <= value <= longest:
+            yield f"the acceptance length of the cell must lie in 1 to {longest}, but is {value:.4f} ({what})"
+
+
+def _rate_above_one(window: Window) -> list[str]:
+    counters = window.counters
+    messages = []
+    if counters.accepted is not None and counters.drafted is not None and counters.accepted > counters.drafted:
+        messages.append(f"the server accepted {counters.accepted} of {counters.drafted} drafted tokens")
+    wrong = [
+        f"{_turn(t)} {t.steps.accepted} of {t.steps.drafted}"
+        for t in window.turns
+        if t.steps.accepted > t.steps.drafted
+    ]
+    if wrong:
+        messages.append(f"{_turns(len(wrong))} accepted more tokens than were drafted: {_named(wrong)}")
+    return messages
+
+
+def _no_speculation(window: Window) -> list[str]:
+    counters = window.counters
+    drafted = sum(t.steps.drafted for t in window.turns)
+    if (drafted if counters.drafted is None else counters.drafted) > 0 and counters.drafts != 0:
+        return []
+    steps = sum(t.steps.count for t in window.turns)
+    return [f"the profile asks for speculation, but nothing was drafted in {steps} decode steps"]
+
+
+def _unexpected_speculation(window: Window) -> list[str]:
+    counters = window.counters
+    drafted = max(sum(t.steps.drafted for t in window.turns), counters.drafted or 0)
+    accepted = max(sum(t.steps.accepted for t in window.turns), counters.accepted or 0)
+    drafts = counters.drafts or 0
+    if not (drafted or accepted or drafts):
+        return []
+    return [f"the profile asks for no speculation, but {drafted} tokens were drafted and {accepted} accepted"]
+
+
+# Wording
+
+
+def _name(question_id: str, index: int) -> str:
+    return f"{question_id} turn {index + 1}"
+
+
+def _turn(turn: Turn) -> str:
+    return _name(turn.question_id, turn.index)
+
+
+def _turns(number: int, what: str = "") -> str:
+    return f"{number} {what}turn{'' if number == 1 else 's'}"
+
+
+def _named(items: Iterable[str]) -> str:
+    """The first few, and how many there are beyond."""
+    every = list(items)
+    more = len(every) - _NAMED
+    return ", ".join(every[:_NAMED]) + (f" and {more} more" if more > 0 else "")

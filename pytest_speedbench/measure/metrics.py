@@ -58,7 +58,12 @@ def _info(name: str, unit: str) -> MetricSpec:
 _LATENCIES = tuple(
     _latency(f"{quantity}_{statistic}_s", margin, noise)
     for quantity in ("ttft", "e2e", "step", "tpot")
-    for statistic, margin, noise in (("mean", 0.08, 0.02), ("p50", 0.08, 0.02), ("p95", 0.15, 0.04), ("p99", 0.15, 0.06))
+    for statistic, margin, noise in (
+        ("mean", 0.08, 0.02),
+        ("p50", 0.08, 0.02),
+        ("p95", 0.15, 0.04),
+        ("p99", 0.15, 0.06),
+    )
 )
 
 METRICS: dict[str, MetricSpec] = {

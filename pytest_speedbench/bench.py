@@ -1,0 +1,272 @@
+"""The run: engines by profile, measured cells, results, and the artifact that grows with them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pytest_speedbench.cells import OVERALL, Cell
+from pytest_speedbench.engines.base import Capacity, Profile
+from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
+from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.judging import Labels, Rules, invalid, judge_overall, judge_window
+from pytest_speedbench.load.driver import Conversation
+from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.planning import Plan, PlannedCell, static_facts
+from pytest_speedbench.report import artifact, run_info
+from pytest_speedbench.report.redact import Redactor
+from pytest_speedbench.report.requests import RequestLog
+from pytest_speedbench.results import CellResult
+from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256, started
+
+CellProgress = Callable[[str, int, int], None]
+"""Called with (item id, conversations done, conversations in all)."""
+
+
+@dataclass(slots=True)
+class EngineSlot:
+    """The engine of one profile while its fixture lives: running, or why it is not."""
+
+    profile: Profile
+    running: RunningEngine | None = None
+    broken: Reason | None = None
+    told: bool = False
+
+    def why_broken(self) -> Reason:
+        """The reason in full the first time, one line after that."""
+        assert self.broken is not None
+        if self.told:
+            first = self.broken.message.splitlines()[0]
+            return Reason("engine_unavailable", f"{self.profile.label}: {first} (reported in full above)")
+        self.told = True
+        return self.broken
+
+
+@dataclass(slots=True)
+class Bench:
+    """State of one pytest session in the process that measures."""
+
+    plan: Plan
+    run: run_info.RunInfo
+    redactor: Redactor
+    suite: bool
+    results: list[CellResult] = field(default_factory=list)
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+    _sound: dict[tuple[str, int, str], Window] = field(default_factory=dict)
+    _requests: RequestLog | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, *, argv: Sequence[str], environ: Mapping[str, str], suite: bool) -> Bench:
+        """A bench for ``plan``. ``suite``: its cells are the items, not cells that a user's test asks for."""
+        settings = plan.settings
+        files = dict.fromkeys(file.path for group in plan.matching.values() for file in group)
+        run = run_info.collect(
+            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            argv=argv,
+            environ=environ,
+            dataset=plan.dataset.id,
+            thresholds=[os.path.relpath(path) for path in files],
+            options=[(o.name, o.value, o.origin) for o in settings.origins],
+            engines=[_record(profile) for profile in settings.profiles],
+        )
+        return cls(plan, run, Redactor.from_environ(environ), suite)
+
+    def prepare(self) -> None:
+        """Check every profile, and that every planned prompt fits its context, before any engine starts.
+
+        Raises ConfigError with all that is wrong.
+        """
+        problems: list[str] = []
+        for profile in self.plan.settings.profiles:
+            try:
+                prepared = self._prepare(profile)
+                self._capacity(prepared, self._planned(profile))
+            except ConfigError as error:
+                problems += str(error).splitlines()
+        if problems:
+            raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+    @contextlib.contextmanager
+    def engine(self, profile: Profile, folder: Path) -> Iterator[EngineSlot]:
+        """Start the engine of ``profile``; a failed start is in the slot, not raised."""
+        slot = EngineSlot(profile)
+        with contextlib.ExitStack() as stack:
+            try:
+                prepared = self._prepare(profile)
+                capacity = self._capacity(prepared, self._planned(profile) or self._everything(profile))
+                slot.running = stack.enter_context(started(prepared, capacity, self.plan.settings, folder))
+                self._note_started(profile, slot.running)
+            except (ConfigError, EngineError) as error:
+                slot.broken = Reason("engine_start_failed", f"{profile.label}: {self.redactor.text(str(error))}")
+            yield slot
+
+    def measure(
+        self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool = True
+    ) -> CellResult:
+        """Measure one cell and judge it. The result is recorded before this returns.
+
+        A run that cannot carry a verdict is a result too: INVALID, with its reasons.
+        """
+        result = self._measure(slot, planned, progress, judged=judged)
+        self.results.append(result)
+        self.write(complete=False)
+        return result
+
+    def write(self, *, complete: bool) -> None:
+        """Write the artifact as it stands."""
+        settings = self.plan.settings
+        artifact.write(
+            settings.artifact,
+            self.run,
+            self.results,
+            complete=complete,
+            partial=self.partial,
+            measure_only=settings.measure_only,
+            planned=len(self.plan.cells) if self.suite else None,
+            redactor=self.redactor,
+        )
+
+    @property
+    def partial(self) -> bool:
+        """Whether planned cells have no result."""
+        return self.suite and len(self.results) < len(self.plan.cells)
+
+    def _measure(self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool) -> CellResult:
+        profile, cell = planned.profile, planned.cell
+        labels = Labels(profile.label, planned.item_id, "", "", 0.0)
+        if cell.is_overall:
+            return self._overall(slot, planned, labels, judged=judged)
+        if slot.broken is not None or slot.running is None:
+            return invalid(cell, slot.why_broken(), labels)
+        conversations = slot.running.prepared.conversations(self.plan.rows(cell))
+        began = time.monotonic()
+        try:
+            window = slot.running.measure(
+                cell,
+                conversations,
+                self.plan.settings.sampling,
+                lambda done, total: progress(planned.item_id, done, total),
+            )
+        except EngineDied as error:
+            slot.broken, slot.told = Reason("engine_died", self.redactor.text(str(error))), True
+            return invalid(cell, slot.broken, labels)
+        except EngineError as error:
+            return invalid(cell, Reason("engine_unreachable", self.redactor.text(str(error))), labels)
+        self._log(profile.label, window)
+        labels = replace(
+            labels,
+            steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
+            prompts_sha256=prompts_sha256(conversations),
+            duration_s=time.monotonic() - began,
+        )
+        result = judge_window(window, self._rules(profile, slot.running, judged=judged), labels)
+        # Whether a cell has a gate of its own does not matter to the overall cell.
+        if all(reason.code == "no_gate" for reason in result.reasons):
+            self._sound[profile.label, cell.concurrency, str(cell.category)] = window
+        return result
+
+    def _overall(self, slot: EngineSlot, planned: PlannedCell, labels: Labels, *, judged: bool) -> CellResult:
+        profile, cell = planned.profile, planned.cell
+        categories = [str(p.category) for p in self.plan.dataset.points() if p.split == cell.split]
+        parts = {name: self._sound.get((profile.label, cell.concurrency, name)) for name in categories}
+        if slot.running is None:
+            return invalid(cell, slot.why_broken(), labels)
+        rows = (
+            self.plan.rows(cell)
+            if self.plan.settings.prompts is None
+            else [row for name in categories for row in self.plan.rows(replace(cell, category=name))]
+        )
+        labels = replace(
+            labels,
+            steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
+            prompts_sha256=prompts_sha256(slot.running.prepared.conversations(rows)),
+        )
+        return judge_overall(cell, parts, self._rules(profile, slot.running, judged=judged), labels)
+
+    def _rules(self, profile: Profile, running: RunningEngine, *, judged: bool) -> Rules:
+        plan = self.plan
+        return Rules(
+            files=plan.matching[profile.label],
+            others=plan.others[profile.label],
+            facts=replace(
+                static_facts(profile, plan.settings, plan.dataset.id), engine_version=running.description.version
+            ),
+            points=tuple(plan.dataset.points()),
+            default_concurrency=plan.settings.default_concurrency,
+            speculation=profile.speculation,
+            measure_only=plan.settings.measure_only or not judged,
+        )
+
+    def _prepare(self, profile: Profile) -> Prepared:
+        if profile.label not in self._prepared:
+            self._prepared[profile.label] = Prepared.of(profile)
+        return self._prepared[profile.label]
+
+    def _planned(self, profile: Profile) -> list[Cell]:
+        return [p.cell for p in self.plan.cells if p.profile is profile and not p.cell.is_overall]
+
+    def _everything(self, profile: Profile) -> list[Cell]:
+        """The qualitative cells, for user's tests that ask for cells of their own."""
+        concurrency = max(
+            self.plan.settings.axes.concurrencies or self.plan.settings.default_concurrency["qualitative"]
+        )
+        return [
+            replace(p, concurrency=concurrency) for p in self.plan.dataset.points() if p.category not in (None, OVERALL)
+        ]
+
+    def _capacity(self, prepared: Prepared, cells: Sequence[Cell]) -> Capacity:
+        conversations: dict[str, Conversation] = {}
+        for cell in dict.fromkeys(replace(cell, concurrency=1) for cell in cells):
+            conversations |= {c.question_id: c for c in prepared.conversations(self.plan.rows(cell))}
+        return prepared.capacity(
+            list(conversations.values()),
+            concurrency=max((cell.concurrency for cell in cells), default=1),
+            osl_cap=self.plan.settings.sampling.osl_cap,
+        )
+
+    def _note_started(self, profile: Profile, running: RunningEngine) -> None:
+        record = replace(
+            _record(profile),
+            version=running.description.version,
+            resolved={
+                **running.description.resolved,
+                "max_batch_size": running.capacity.max_batch_size,
+                "max_model_len": running.capacity.max_model_len,
+                "chat_template_and_tokenizer_sha256": running.prepared.tokenizer.sha256,
+                "start_s": round(running.start_s, 2),
+                "machine": platform.machine(),
+            },
+        )
+        engines = tuple(record if e.profile == profile.label else e for e in self.run.engines)
+        self.run = replace(self.run, engines=engines)
+
+    def _log(self, label: str, window: Window) -> None:
+        if self._requests is None:
+            path = self.plan.settings.artifact
+            self._requests = RequestLog(path.with_name(f"{path.stem}-requests.jsonl.gz"), redactor=self.redactor)
+        self._requests.append(label, window)
+
+
+def _record(profile: Profile) -> run_info.EngineRecord:
+    speculation = profile.speculation
+    return run_info.EngineRecord(
+        profile=profile.label,
+        engine=profile.engine,
+        version="",
+        model=profile.model,
+        method=speculation.method if speculation.active else None,
+        draft_model=speculation.draft_model,
+        draft_tokens=speculation.draft_tokens if speculation.active else None,
+    )
+
+
+def reached_a_verdict(results: Sequence[CellResult]) -> bool:
+    """Whether any cell was measured soundly: judged, or measured where nothing was to be judged."""
+    return any(result.verdict is not Verdict.INVALID for result in results)

@@ -1,0 +1,97 @@
+"""The ``speedbench`` command."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_speedbench import __version__
+from pytest_speedbench.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return 0, or 4 with one line on standard error for a usage problem."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        print(f"speedbench: {error}", file=sys.stderr)
+        return 4
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="speedbench", description="Companion of the pytest plugin pytest-speedbench.")
+    parser.add_argument("--version", action="version", version=f"pytest-speedbench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = commands.add_parser("init", help="write a profile, a thresholds stub and a GitHub workflow")
+    init.add_argument("--engine", default="llamacpp", help="engine to gate (default: %(default)s)")
+    init.add_argument("--model", default="meta-llama/Llama-3.3-70B-Instruct", help="target model (default: %(default)s)")
+    init.add_argument("folder", nargs="?", default=".", type=Path, help="where to write (default: here)")
+    init.set_defaults(run=_init)
+
+    report = commands.add_parser("report", help="print the summary of a stored artifact")
+    report.add_argument("artifact", type=Path)
+    report.set_defaults(run=_report)
+
+    junit = commands.add_parser("junit", help="write JUnit XML from a stored artifact")
+    junit.add_argument("artifact", type=Path)
+    junit.add_argument("output", type=Path)
+    junit.set_defaults(run=_junit)
+
+    calibrate = commands.add_parser("calibrate", help="print a thresholds file from measure-only artifacts")
+    calibrate.add_argument("artifacts", nargs="+", type=Path, help="one artifact per engine start, at least 5")
+    calibrate.set_defaults(run=_calibrate)
+    return parser
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from pytest_speedbench import init
+
+    for path in init.write(arguments.folder, engine=arguments.engine, model=arguments.model):
+        print(path)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pytest_speedbench.report import artifact
+    from pytest_speedbench.report.table import plain
+    from pytest_speedbench.report.terminal import header_lines, summary_lines
+
+    artifact.validate(artifact.load(arguments.artifact))
+    run, results, flags = artifact.read(arguments.artifact)
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n".join(header_lines(run, encoding=encoding)))
+    lines = summary_lines(
+        results,
+        width=shutil.get_terminal_size().columns,
+        measure_only=flags.measure_only,
+        partial=flags.partial,
+        run=run,
+        encoding=encoding,
+    )
+    print(plain(lines))
+    if not flags.complete:
+        print(f"incomplete: the run that wrote {arguments.artifact} was interrupted")
+    return 0
+
+
+def _junit(arguments: argparse.Namespace) -> int:
+    from pytest_speedbench.report import artifact, junit
+
+    artifact.validate(artifact.load(arguments.artifact))
+    run, results, _ = artifact.read(arguments.artifact)
+    junit.write(arguments.output, run, results)
+    print(arguments.output)
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from pytest_speedbench.gates import calibration
+    from pytest_speedbench.report import artifact
+
+    print(calibration.thresholds_yaml([artifact.read(path) for path in arguments.artifacts]), end="")
+    return 0

@@ -1,0 +1,1 @@
+"""The data stage: rows, datasets, selection, ISL buckets and the bundled mini set."""

@@ -1,0 +1,1 @@
+"""Inference engines: one module each, behind the protocol of ``base``."""

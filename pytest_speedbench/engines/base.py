@@ -1,0 +1,146 @@
+"""The border to an inference engine.
+
+An engine module does no I/O of its own: it says how to launch the server, which HTTP requests to
+make, and decodes what comes back. Processes live in ``process``, HTTP in ``pytest_speedbench.load``.
+That keeps every protocol testable against recorded bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from pytest_speedbench.measure.samples import Counters, Turn
+
+Fetch = Callable[[str], bytes]
+"""GET a path of the running server and return the body; raises EngineError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How drafts are made. ``draft_tokens`` is k, the most drafts of one step (0 for ``none``)."""
+
+    method: str = "none"
+    draft_tokens: int = 0
+    draft_model: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the engine is asked to speculate."""
+        return self.method != "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One way to launch one engine. ``label`` is what item ids show.
+
+    ``options`` is the engine's own part of the profile file. Which keys it may have is the
+    engine module's business.
+    """
+
+    label: str
+    engine: str
+    model: str
+    speculation: Speculation
+    tokenizer: str | None = None
+    max_model_len: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the plan needs of the server: conversations at once, and tokens per conversation."""
+
+    max_batch_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A process to start: ``files`` (name to content) are written to its folder first."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the running server says of itself. ``resolved`` is JSON-serialisable."""
+
+    version: str
+    resolved: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decoding parameters of a turn. ``osl_cap`` is the most output tokens."""
+
+    osl_cap: int
+    temperature: float = 0.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """One turn to generate: prompt token ids, complete with history and chat template."""
+
+    question_id: str
+    category: str
+    index: int
+    ids: Sequence[int]
+    sampling: Sampling
+
+
+class StreamDecoder(Protocol):
+    """Turns the server-sent events of one request into a Turn."""
+
+    def event(self, data: bytes, at_ns: int) -> None:
+        """Take one event's payload, which arrived at ``at_ns``. Raises RequestError."""
+
+    def finish(self, start_ns: int) -> Turn:
+        """Close the turn that was sent at ``start_ns``; RequestError if no end mark was seen."""
+
+
+class Engine(Protocol):
+    """What every engine module provides, made for one profile."""
+
+    name: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+    steps_source: ClassVar[str]
+    ready_path: ClassVar[str]
+    stream_path: ClassVar[str]
+
+    def __init__(self, profile: Profile) -> None: ...
+
+    def check(self) -> None:
+        """Refuse, before anything starts, what cannot work. Raises ConfigError."""
+
+    def tokenizer_source(self) -> str:
+        """Where the tokenizer is when the profile names none."""
+
+    def port(self) -> int | None:
+        """The port that the profile fixes, None for any free one."""
+
+    def launch(self, capacity: Capacity, port: int) -> Launch:
+        """The process that serves the profile on 127.0.0.1:``port``."""
+
+    def describe(self, fetch: Fetch) -> Description:
+        """Version and effective configuration of the running server."""
+
+    def counters(self, fetch: Fetch) -> Counters:
+        """Totals since the server started."""
+
+    def idle(self, fetch: Fetch) -> bool:
+        """Whether no request is being processed or waiting, so that counters are final."""
+
+    def body(self, request: TurnRequest) -> dict[str, Any]:
+        """The JSON body to POST to ``stream_path``."""
+
+    def decoder(self, request: TurnRequest) -> StreamDecoder:
+        """A fresh decoder for the answer to ``request``."""
+
+    def error_text(self, body: bytes) -> str:
+        """The message inside an HTTP error body."""

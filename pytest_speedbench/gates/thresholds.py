@@ -1,0 +1,158 @@
+"""Load thresholds files: every mistake is a ConfigError with file and line."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, OVERALL, SPLITS, isl_tokens
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.gates import match as matching
+from pytest_speedbench.gates.limits import CellPattern, Family, Gate, ThresholdsFile
+from pytest_speedbench.gates.match import Match
+from pytest_speedbench.gates.parse_limit import Context, parse_limit
+from pytest_speedbench.gates.yaml_nodes import Value, read
+from pytest_speedbench.measure.metrics import ESTIMATORS
+
+SCHEMA = 1
+_KEYS = ("schema", "match", "estimator", "family", "gates")
+_CELL_KEYS = ("split", "category", "isl", "difficulty", "concurrency")
+
+
+def load(path: Path, *, today: dt.date | None = None) -> tuple[ThresholdsFile, ...]:
+    """The thresholds file ``path``, or all ``*.yaml`` and ``*.yml`` files below it, sorted.
+
+    Names that begin with a dot are left out. ``today`` is for tests: evidence cannot be younger.
+    """
+    today = today or dt.datetime.now(dt.timezone.utc).date()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.y*ml") if _is_thresholds(p.relative_to(path)))
+        if not files:
+            raise ConfigError(f"{path.as_posix()}: the folder has no *.yaml or *.yml file")
+    elif path.exists():
+        files = [path]
+    else:
+        raise ConfigError(f"{path.as_posix()}: no such thresholds file or folder")
+    return tuple(_parse(read(file), today) for file in files)
+
+
+def _is_thresholds(relative: Path) -> bool:
+    return relative.suffix in (".yaml", ".yml") and not any(part.startswith(".") for part in relative.parts)
+
+
+def _parse(top: Value, today: dt.date) -> ThresholdsFile:
+    entries = top.mapping()
+    if "waivers" in entries:
+        raise entries["waivers"].error("waivers are not supported by this version")
+    if "schema" in entries and entries["schema"].count() != SCHEMA:
+        raise entries["schema"].error(f"schema must be {SCHEMA}, but is {entries['schema'].count()}")
+    entries = top.mapping(allowed=_KEYS, required=("schema", "gates"))
+    match = _match(entries["match"]) if "match" in entries else Match()
+    estimator = entries["estimator"].choice(ESTIMATORS) if "estimator" in entries else None
+    context = Context(estimator, match.draft_tokens, today)
+    gates = tuple(_gate(item, context) for item in entries["gates"].items())
+    if not gates:
+        raise entries["gates"].error("gates is empty: a thresholds file must gate something")
+    _refuse_duplicates(gates)
+    return ThresholdsFile(
+        path=top.path,
+        schema=SCHEMA,
+        match=match,
+        estimator=estimator or ESTIMATORS[0],
+        family=_family(entries["family"]) if "family" in entries else Family(),
+        gates=gates,
+    )
+
+
+def _match(value: Value) -> Match:
+    entries = value.mapping(allowed=matching.FIELDS)
+    texts = {
+        name: entry.text()
+        for name, entry in entries.items()
+        if name in ("engine", "model", "method", "draft_model", "gpu", "dataset")
+    }
+    counts = {
+        name: entries[name].count(minimum=minimum)
+        for name, minimum in (("draft_tokens", 0), ("gpu_count", 0), ("osl", 1))
+        if name in entries
+    }
+    version = _specifier(entries["engine_version"]) if "engine_version" in entries else None
+    return Match(
+        engine=texts.get("engine"),
+        engine_version=version,
+        model=texts.get("model"),
+        method=texts.get("method"),
+        draft_tokens=counts.get("draft_tokens"),
+        draft_model=texts.get("draft_model"),
+        gpu=texts.get("gpu"),
+        gpu_count=counts.get("gpu_count"),
+        dataset=texts.get("dataset"),
+        osl=counts.get("osl"),
+        temperature=entries["temperature"].not_negative() if "temperature" in entries else None,
+        ignore_eos=entries["ignore_eos"].truth() if "ignore_eos" in entries else None,
+    )
+
+
+def _specifier(value: Value) -> SpecifierSet:
+    hint = 'write it as in ">=0.24" or "==0.24.*", quoted'
+    try:
+        return SpecifierSet(value.text())
+    except InvalidSpecifier:
+        raise value.error(f"{value.name} {value.text()!r} is not a version specifier; {hint}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {hint}") from None
+
+
+def _family(value: Value) -> Family:
+    entries = value.mapping(allowed=("alpha", "beta"))
+    rates = {name: entry.share() for name, entry in entries.items()}
+    for name, rate in rates.items():
+        if rate >= 0.5:
+            raise entries[name].error(f"{entries[name].name} must be below 0.5: it is a rate of wrong answers")
+    return Family(**rates)
+
+
+def _gate(value: Value, context: Context) -> Gate:
+    entries = value.mapping(required=("cell",))
+    pattern = _pattern(entries["cell"])
+    limits = tuple(
+        parse_limit(metric, entry, pattern, context) for metric, entry in entries.items() if metric != "cell"
+    )
+    if not limits:
+        raise value.error(f"{value.name} has a cell but no metric, so it gates nothing")
+    return Gate(pattern, limits, value.source)
+
+
+def _pattern(value: Value) -> CellPattern:
+    entries = value.mapping(allowed=_CELL_KEYS)
+    split = entries["split"].choice(SPLITS) if "split" in entries else None
+    category = entries["category"].choice((*CATEGORIES, OVERALL)) if "category" in entries else None
+    isl = entries["isl"].text() if "isl" in entries else None
+    if isl is not None:
+        try:
+            isl_tokens(isl)
+        except ConfigError as error:
+            raise entries["isl"].error(str(error)) from None
+    difficulty = entries["difficulty"].choice(DIFFICULTIES) if "difficulty" in entries else None
+    throughput_key = "isl" if isl is not None else "difficulty" if difficulty is not None else None
+    if category is not None and throughput_key is not None:
+        raise entries[throughput_key].error(f"no cell has both category and {throughput_key}")
+    if split == "qualitative" and throughput_key is not None:
+        raise entries[throughput_key].error(f"the qualitative split has no {throughput_key}")
+    if split == "throughput" and category is not None:
+        raise entries["category"].error("the throughput split has no category")
+    # A category or an ISL implies its split; set, it makes patterns comparable.
+    implied = "qualitative" if category is not None else "throughput" if throughput_key is not None else None
+    concurrency = entries["concurrency"].count() if "concurrency" in entries else None
+    return CellPattern(split or implied, category, isl, difficulty, concurrency)
+
+
+def _refuse_duplicates(gates: tuple[Gate, ...]) -> None:
+    seen: dict[tuple[CellPattern, str], str] = {}
+    for gate in gates:
+        for limit in gate.limits:
+            first = seen.setdefault((gate.cell, limit.metric), limit.source)
+            if first != limit.source:
+                raise ConfigError(f"{limit.source}: {limit.metric} of {gate.cell} is gated twice, first in {first}")

@@ -1,0 +1,160 @@
+"""From a measured window to a CellResult: validity first, then metrics, then gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_speedbench.cells import Cell
+from pytest_speedbench.engines.base import Speculation
+from pytest_speedbench.gates.limits import ThresholdsFile
+from pytest_speedbench.gates.match import Facts
+from pytest_speedbench.gates.selection import assigned
+from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
+from pytest_speedbench.measure.acceptance import Acceptance
+from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
+from pytest_speedbench.measure.metrics import METRICS, Metric
+from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.measure.summary import summarise, summarise_overall
+from pytest_speedbench.results import CellResult
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one profile's cells are judged by.
+
+    ``files`` fit the static facts, ``others`` says why other files do not. ``points`` and
+    ``default_concurrency`` fix each file's family, whatever is selected.
+    """
+
+    files: tuple[ThresholdsFile, ...]
+    others: tuple[str, ...]
+    facts: Facts
+    points: tuple[Cell, ...]
+    default_concurrency: Mapping[str, tuple[int, ...]]
+    speculation: Speculation
+    measure_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """How a result is named."""
+
+    profile: str
+    item_id: str
+    steps_source: str
+    prompts_sha256: str
+    duration_s: float
+
+
+def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
+    """The result of one measured cell."""
+    reasons = list(problems(window, speculation=rules.speculation.active, draft_tokens=rules.speculation.draft_tokens))
+    concurrency = concurrency_problem(window)
+    if concurrency is not None:
+        reasons.append(concurrency)
+    if not window.turns:
+        return _result(window.cell, [window], {}, None, reasons, (), rules, labels)
+    metrics, acceptance = summarise(
+        window.turns, counters=window.counters, steady_ns=window.steady_ns, seed_parts=(labels.item_id,)
+    )
+    gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
+    saturated = client_problem(window.client)
+    if saturated is not None and any(_is_timing(gate.metric) for gate in gates):
+        gate_reasons.append(saturated)
+    return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
+
+
+def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, labels: Labels) -> CellResult:
+    """The result over all categories. ``parts`` has None for a category that was not measured soundly."""
+    missing = [name for name, window in parts.items() if window is None]
+    windows = [window for window in parts.values() if window is not None]
+    if missing or not windows:
+        reason = Reason(
+            "incomplete_family",
+            f"overall needs all of its {len(parts)} categories, and {len(missing)} have no sound measurement: "
+            f"{', '.join(missing)}",
+        )
+        return _result(cell, windows, {}, None, [reason], (), rules, labels)
+    metrics, acceptance = summarise_overall(windows, seed_parts=(labels.item_id,))
+    gates, reasons = _gates(cell, metrics, rules, labels)
+    return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
+
+
+def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
+    """The result of a cell that could not be measured at all."""
+    return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))
+
+
+def _is_timing(metric: str) -> bool:
+    return METRICS[metric].log_scale
+
+
+def _gates(
+    cell: Cell, metrics: Mapping[str, Metric], rules: Rules, labels: Labels
+) -> tuple[tuple[GateResult, ...], list[Reason]]:
+    if rules.measure_only:
+        return (), []
+    mismatches = {file.path: file.match.runtime_mismatches(rules.facts) for file in rules.files}
+    fitting = [file for file in rules.files if not mismatches[file.path]]
+    gates = tuple(
+        judge(
+            each.limit.metric,
+            metrics[each.limit.measured_as].value if each.limit.measured_as in metrics else None,
+            each.limit,
+            alpha=each.alpha,
+            beta=each.beta,
+            prompts=labels.prompts_sha256,
+        )
+        for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
+    )
+    if not gates:
+        wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
+        why = f" ({' | '.join(wrong[:3])})" if wrong else ""
+        return (), [
+            Reason(
+                "no_gate",
+                f"no thresholds file gates {cell.id(with_concurrency=True)}{why}; "
+                "add a limit, or use --speedbench-measure-only",
+            )
+        ]
+    return gates, [
+        Reason(gate.reason, f"{gate.note} ({gate.source})")
+        for gate in gates
+        if gate.verdict is Verdict.INVALID and gate.reason is not None
+    ]
+
+
+def _result(
+    cell: Cell,
+    windows: Sequence[Window],
+    metrics: Mapping[str, Metric],
+    acceptance: Acceptance | None,
+    reasons: Sequence[Reason],
+    gates: tuple[GateResult, ...],
+    rules: Rules,
+    labels: Labels,
+) -> CellResult:
+    if reasons:
+        verdict: Verdict | None = Verdict.INVALID
+    elif rules.measure_only:
+        verdict = None
+    else:
+        verdict = combine(gates)
+    turns = [turn for window in windows for turn in window.turns]
+    return CellResult(
+        profile=labels.profile,
+        cell=cell,
+        item_id=labels.item_id,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        metrics=metrics,
+        acceptance=acceptance,
+        gates=gates,
+        conversations=len({turn.question_id for turn in turns}),
+        conversations_planned=sum(len(window.planned) for window in windows),
+        turns=len(turns),
+        prompts_sha256=labels.prompts_sha256,
+        steps_source=labels.steps_source,
+        duration_s=labels.duration_s,
+    )

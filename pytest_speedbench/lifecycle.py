@@ -1,0 +1,189 @@
+"""From session start to exit code: plan, checks, reports."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_speedbench import takeover
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.session import BENCH, bench_of, settings_of
+
+if TYPE_CHECKING:
+    from pytest_speedbench.bench import Bench
+
+NOTHING_MEASURED: pytest.StashKey[str] = pytest.StashKey()
+
+
+def start(config: pytest.Config) -> None:
+    """Make the plan of the suite before anything is collected. Raises UsageError with all that is missing."""
+    if not takeover.in_suite(config):
+        return
+    try:
+        bench_of(config)
+    except ConfigError as error:
+        problems = [str(error)]
+        if not takeover.only_looking(config):
+            problems += _engine_problems(config)
+        raise pytest.UsageError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _engine_problems(config: pytest.Config) -> list[str]:
+    """What else is missing, so that a newcomer hears of everything at once."""
+    from pytest_speedbench.engines import registry
+
+    problems = []
+    try:
+        for profile in settings_of(config).profiles:
+            registry.create(profile).check()
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def prepare(config: pytest.Config) -> None:
+    """Check engines and prompts before the first engine starts. Raises UsageError."""
+    if takeover.in_suite(config) and not takeover.only_looking(config) and not takeover.is_worker(config):
+        try:
+            config.stash[BENCH].prepare()
+        except ConfigError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def header(config: pytest.Config) -> list[str]:
+    """What will be measured, with what, and where each option came from."""
+    if not takeover.in_suite(config):
+        return []
+    from pytest_speedbench.report.terminal import header_lines
+
+    bench = config.stash[BENCH]
+    lines = header_lines(bench.run, encoding=_encoding())
+    if bench.plan.settings.embedded:
+        lines.insert(1, "  quick start  bundled model, prompts and limits; name --speedbench-model for your own")
+    return lines
+
+
+def finish(config: pytest.Config, exit_status: int) -> int:
+    """Write the reports and return the exit status, which is never 0 when nothing was measured."""
+    bench = config.stash.get(BENCH, None)
+    if takeover.only_looking(config) or exit_status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
+        return exit_status
+    if bench is not None and takeover.workers(config) == 0 and (bench.results or bench.suite):
+        bench.write(complete=exit_status != pytest.ExitCode.INTERRUPTED)
+    if takeover.is_worker(config):
+        if bench is not None:
+            _send_results(config, bench)
+        return exit_status
+    if bench is not None and bench.results:
+        _write_reports(bench)
+    reason = _nothing_measured(config, bench)
+    if reason:
+        config.stash[NOTHING_MEASURED] = reason
+        if exit_status == pytest.ExitCode.OK and takeover.asked_for(config):
+            return int(pytest.ExitCode.TESTS_FAILED)
+    return exit_status
+
+
+def summary(config: pytest.Config) -> list[list[tuple[str, dict[str, bool]]]]:
+    """The lines after the test session: table, histogram, counts, artifact."""
+    lines: list[list[tuple[str, dict[str, bool]]]] = []
+    bench = config.stash.get(BENCH, None)
+    if bench is not None and bench.results:
+        from pytest_speedbench.report.terminal import summary_lines
+
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        lines += summary_lines(
+            bench.results,
+            width=reporter._tw.fullwidth if reporter else 80,
+            measure_only=bench.plan.settings.measure_only,
+            partial=bench.partial,
+            run=bench.run,
+            encoding=_encoding(),
+        )
+        lines.append([(f"artifact: {os.path.relpath(bench.plan.settings.artifact)}", {})])
+    reason = config.stash.get(NOTHING_MEASURED, None)
+    if reason:
+        lines.append([(reason, {"red": takeover.asked_for(config), "bold": True})])
+    return lines
+
+
+def _nothing_measured(config: pytest.Config, bench: Bench | None) -> str | None:
+    if not takeover.named_engines(config):
+        return None
+    if bench is not None:
+        from pytest_speedbench.bench import reached_a_verdict
+
+        if reached_a_verdict(bench.results):
+            return None
+        if bench.results:
+            return "speedbench: no cell reached a verdict"
+    if takeover.in_suite(config):
+        return "speedbench: nothing was measured: no cell was left to run"
+    if not takeover.asked_for(config):
+        return (
+            "speedbench: an engine is configured (ini or environment), but nothing was measured; "
+            "name it on the command line, as --speedbench-engine=NAME without a path, to run the cells"
+        )
+    return (
+        "speedbench: nothing was measured: only the tests of this project ran, and none of them measured a cell; "
+        "give --speedbench-engine on the command line without a path to run the cells, "
+        "or use the speedbench fixture in a test"
+    )
+
+
+def _write_reports(bench: Bench) -> None:
+    from pytest_speedbench.report import github, junit
+
+    settings = bench.plan.settings
+    if settings.junit is not None:
+        junit.write(settings.junit, bench.run, bench.results, inconclusive=settings.inconclusive)
+    github.publish(bench.run, bench.results, os.environ)
+
+
+def _send_results(config: pytest.Config, bench: Bench) -> None:
+    from pytest_speedbench.report.result_json import result_to_json
+    from pytest_speedbench.report.run_json import engine_to_json
+
+    config.workeroutput["speedbench"] = {  # type: ignore[attr-defined]
+        "results": [result_to_json(result) for result in bench.results],
+        "engines": [engine_to_json(engine) for engine in bench.run.engines],
+    }
+
+
+def receive_results(config: pytest.Config, output: dict[str, Any]) -> None:
+    """Take over what an xdist worker measured."""
+    from dataclasses import replace
+
+    from pytest_speedbench.report.result_json import result_from_json
+    from pytest_speedbench.report.run_json import engine_from_json
+
+    sent = output.get("speedbench")
+    if sent is None:
+        return
+    bench = bench_of(config)
+    bench.results += [result_from_json(data) for data in sent["results"]]
+    bench.run = replace(bench.run, engines=tuple(engine_from_json(data) for data in sent["engines"]))
+
+
+def sort_items(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cells in the order of the plan, so that engines start once and ``overall`` comes last."""
+    bench = config.stash.get(BENCH, None)
+    if bench is not None and bench.suite:
+        order = {f"[{planned.item_id}]": number for number, planned in enumerate(bench.plan.cells)}
+        items.sort(key=lambda item: order.get(item.name.removeprefix("test_cell"), len(order)))
+
+
+def lines_of(terminal: Any, lines: Sequence[Sequence[tuple[str, dict[str, bool]]]]) -> None:
+    """Write marked-up lines to pytest's terminal."""
+    for line in lines:
+        for text, markup in line:
+            terminal.write(text, **markup)
+        terminal.write("\n")
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -1,0 +1,1 @@
+"""Sending the load and collecting samples: streaming client and closed-loop driver."""

@@ -1,0 +1,87 @@
+"""HTTP to one engine: streamed turns, and plain GETs for metrics and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+
+from pytest_speedbench.engines.base import Engine, TurnRequest
+from pytest_speedbench.errors import EngineError, RequestError
+from pytest_speedbench.load.sse import EventParser
+from pytest_speedbench.measure.samples import Turn
+
+Clock = Callable[[], int]
+GET_TIMEOUT_S = 10.0
+
+
+def fetcher(base_url: str) -> Callable[[str], bytes]:
+    """A function that GETs a path of the server; it raises EngineError when that fails."""
+
+    def fetch(path: str) -> bytes:
+        try:
+            response = httpx.get(base_url + path, timeout=GET_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            raise EngineError(f"GET {path} of the engine failed: {error or type(error).__name__}") from error
+        if response.status_code != 200:
+            raise EngineError(f"GET {path} of the engine answered HTTP {response.status_code}")
+        return response.content
+
+    return fetch
+
+
+def is_ready(base_url: str, path: str) -> bool:
+    """Whether the server answers 200 on its readiness path."""
+    try:
+        return httpx.get(base_url + path, timeout=1.0).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+class StreamingClient:
+    """Sends turns to one server. Use as an async context manager."""
+
+    def __init__(self, engine: Engine, base_url: str, *, concurrency: int, clock: Clock = time.perf_counter_ns) -> None:
+        self._engine = engine
+        self._clock = clock
+        # No deadline per read: a long prefill is silent. The driver has a deadline per turn.
+        # A connection per turn: servers close it after a stream, and a reused one would fail the next send.
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> StreamingClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def turn(self, request: TurnRequest, *, deadline_s: float) -> Turn:
+        """Generate one turn. Raises RequestError with a reason code for anything but success."""
+        try:
+            return await asyncio.wait_for(self._turn(request), deadline_s)
+        except asyncio.TimeoutError:
+            raise RequestError("deadline", f"not finished after {deadline_s:.0f} s") from None
+        except httpx.ConnectError as error:
+            raise RequestError("connection_refused", str(error)) from error
+        except httpx.HTTPError as error:
+            raise RequestError("stream_cut", str(error) or type(error).__name__) from error
+
+    async def _turn(self, request: TurnRequest) -> Turn:
+        decoder, events = self._engine.decoder(request), EventParser()
+        body = self._engine.body(request)
+        start_ns = self._clock()
+        async with self._http.stream("POST", self._engine.stream_path, json=body) as response:
+            if response.status_code != 200:
+                text = self._engine.error_text(await response.aread())
+                raise RequestError(f"http_{response.status_code}", text)
+            async for chunk in response.aiter_raw():
+                at_ns = self._clock()
+                for data in events.feed(chunk):
+                    decoder.event(data, at_ns)
+        return decoder.finish(start_ns)

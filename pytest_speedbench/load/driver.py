@@ -1,0 +1,146 @@
+"""Closed loop: keep exactly ``concurrency`` conversations in flight until all are done."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pytest_speedbench.engines.base import Sampling, TurnRequest
+from pytest_speedbench.errors import RequestError
+from pytest_speedbench.load.client import StreamingClient
+from pytest_speedbench.measure.samples import Client, Failure, Turn
+from pytest_speedbench.tokenize import ChatTokenizer, Message
+
+LAG_PROBE_S = 0.005
+Progress = Callable[[int, int], None]
+"""Called with (conversations done, conversations in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """User turns to play, with the first prompt already tokenised."""
+
+    question_id: str
+    category: str
+    user_turns: tuple[str, ...]
+    first_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one window sends. ``deadline_s`` is per turn."""
+
+    conversations: tuple[Conversation, ...]
+    concurrency: int
+    sampling: Sampling
+    deadline_s: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back: finished turns, failures, the span at full concurrency, the client's own state."""
+
+    turns: tuple[Turn, ...]
+    failures: tuple[Failure, ...]
+    steady_ns: tuple[int, int] | None
+    client: Client
+
+
+@dataclass(slots=True)
+class _Tally:
+    turns: list[Turn] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    in_flight: int = 0
+    full_ns: int | None = None
+    drained_ns: int | None = None
+    done: int = 0
+
+
+async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *, progress: Progress) -> Sent:
+    """Play all conversations. Each turn feeds the model's own reply back.
+
+    A failed turn ends its conversation and is recorded; the others go on.
+    """
+    queue = _order(load.conversations, load.seed)
+    total = len(queue)
+    tally = _Tally()
+
+    async def worker() -> None:
+        while queue:
+            conversation = queue.pop()
+            tally.in_flight += 1
+            if tally.in_flight == load.concurrency and tally.full_ns is None:
+                tally.full_ns = time.perf_counter_ns()
+            try:
+                await _play(client, tokenizer, conversation, load, tally)
+            finally:
+                tally.in_flight -= 1
+                tally.done += 1
+                if not queue and tally.drained_ns is None:
+                    tally.drained_ns = time.perf_counter_ns()
+            progress(tally.done, total)
+
+    cpu_began, began = time.process_time(), time.perf_counter()
+    lags: list[float] = []
+    probe = asyncio.create_task(_probe_lag(lags))
+    workers = [asyncio.create_task(worker()) for _ in range(min(load.concurrency, total))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in [probe, *workers]:
+            task.cancel()
+        await asyncio.gather(probe, *workers, return_exceptions=True)
+    elapsed = time.perf_counter() - began
+    steady = (tally.full_ns, tally.drained_ns) if tally.full_ns and tally.drained_ns else None
+    return Sent(
+        turns=tuple(tally.turns),
+        failures=tuple(tally.failures),
+        steady_ns=steady if steady and steady[1] > steady[0] else None,
+        client=Client(lag_p99_s=_p99(lags), cpu_share=(time.process_time() - cpu_began) / elapsed),
+    )
+
+
+def _order(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
+    ordered = list(conversations)
+    random.Random(seed).shuffle(ordered)
+    return ordered
+
+
+async def _play(
+    client: StreamingClient,
+    tokenizer: ChatTokenizer,
+    conversation: Conversation,
+    load: Load,
+    tally: _Tally,
+) -> None:
+    messages: list[Message] = []
+    for index, text in enumerate(conversation.user_turns):
+        messages.append({"role": "user", "content": text})
+        ids = conversation.first_ids if index == 0 else tokenizer.ids(messages)
+        request = TurnRequest(conversation.question_id, conversation.category, index, ids, load.sampling)
+        try:
+            turn = await client.turn(request, deadline_s=load.deadline_s)
+        except RequestError as error:
+            tally.failures.append(Failure(conversation.question_id, index, error.reason, str(error)))
+            return
+        tally.turns.append(turn)
+        messages.append({"role": "assistant", "content": turn.text})
+
+
+async def _probe_lag(lags: list[float]) -> None:
+    """Record how late the event loop wakes a sleeper; that is how late a time stamp can be."""
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(LAG_PROBE_S)
+        lags.append(max(0.0, time.perf_counter() - before - LAG_PROBE_S))
+
+
+def _p99(values: list[float]) -> float:
+    if not values:
+        return 0.0
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

@@ -1,0 +1,176 @@
+"""The plan: which cells are measured with which profile, and which limits may apply to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Cell, expand
+from pytest_speedbench.data.loading import Dataset, select
+from pytest_speedbench.data.loading import load as load_dataset
+from pytest_speedbench.data.schema import Row
+from pytest_speedbench.engines.base import Profile
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.gates.limits import ThresholdsFile
+from pytest_speedbench.gates.match import Facts
+from pytest_speedbench.gates.selection import planned_cells
+from pytest_speedbench.gates.thresholds import load as load_thresholds
+from pytest_speedbench.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCell:
+    """One item of the suite. ``item_id`` is what stands in the brackets of its node id."""
+
+    profile: Profile
+    cell: Cell
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do.
+
+    ``matching`` holds, per profile label, the thresholds files whose static fields fit;
+    ``others`` says for each other file what does not.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    matching: Mapping[str, tuple[ThresholdsFile, ...]]
+    others: Mapping[str, tuple[str, ...]]
+    cells: tuple[PlannedCell, ...]
+
+    def rows(self, cell: Cell) -> tuple[Row, ...]:
+        """The prompts of a cell, after ``--speedbench-prompts``. Raises ConfigError if there are none."""
+        rows = self.dataset.prompts(cell)
+        wanted = self.settings.prompts
+        return rows if wanted is None else select(rows, wanted, seed=self.settings.seed)
+
+
+def make(settings: Settings) -> Plan:
+    """Load data and thresholds and lay out the cells. Starts nothing, needs no model and no GPU.
+
+    Raises ConfigError when something is missing or when nothing is left to measure.
+    """
+    dataset = load_dataset(settings.dataset)
+    files = _thresholds(settings)
+    matching: dict[str, tuple[ThresholdsFile, ...]] = {}
+    others: dict[str, tuple[str, ...]] = {}
+    cells: list[PlannedCell] = []
+    for profile in settings.profiles:
+        facts = static_facts(profile, settings, dataset.id)
+        mismatches = {file.path: file.match.static_mismatches(facts) for file in files}
+        matching[profile.label] = tuple(file for file in files if not mismatches[file.path])
+        others[profile.label] = tuple(f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines)
+        planned = _cells(settings, dataset, matching[profile.label], others[profile.label], profile)
+        cells += _items(profile, planned)
+    return Plan(settings, dataset, matching, others, tuple(cells))
+
+
+def without_cells(settings: Settings) -> Plan:
+    """A plan for a user's own tests, which name the cells themselves and bring their own limits."""
+    nothing: dict[str, tuple[()]] = {profile.label: () for profile in settings.profiles}
+    return Plan(settings, load_dataset(settings.dataset), nothing, nothing, ())
+
+
+def static_facts(profile: Profile, settings: Settings, dataset_id: str) -> Facts:
+    """What is known of a run before its engine starts. Models given as files go by their name."""
+    speculation = profile.speculation
+    return Facts(
+        engine=profile.engine,
+        model=_model_name(profile.model),
+        method=speculation.method,
+        draft_tokens=speculation.draft_tokens,
+        draft_model=None if speculation.draft_model is None else _model_name(speculation.draft_model),
+        dataset=dataset_id,
+        osl=settings.sampling.osl_cap,
+        temperature=settings.sampling.temperature,
+        ignore_eos=settings.sampling.ignore_eos,
+    )
+
+
+def _model_name(model: str) -> str:
+    return Path(model).name if Path(model).exists() else model
+
+
+def _thresholds(settings: Settings) -> tuple[ThresholdsFile, ...]:
+    path = settings.thresholds
+    if settings.measure_only and settings.thresholds_origin == "default" and not path.exists():
+        return ()
+    if not path.exists():
+        raise ConfigError(
+            f"there are no thresholds at {path}; write some (`speedbench init` makes a stub), give "
+            "--speedbench-thresholds, or measure without judging with --speedbench-measure-only"
+        )
+    return load_thresholds(path)
+
+
+def _cells(
+    settings: Settings,
+    dataset: Dataset,
+    files: Sequence[ThresholdsFile],
+    others: Sequence[str],
+    profile: Profile,
+) -> list[Cell]:
+    """Explicit axes, else what the files gate, else (measure-only) all that the dataset has."""
+    axes, points = settings.axes, dataset.points()
+    if axes.explicit:
+        return _with_enough_prompts(settings, dataset, expand(axes, points, dict(settings.default_concurrency)))
+    gated = planned_cells(files, points, settings.default_concurrency)
+    if axes.concurrencies:
+        # Only concurrency was asked for: the gated cells, at those values.
+        gated = list(dict.fromkeys(replace(cell, concurrency=n) for n in axes.concurrencies for cell in gated))
+    if gated:
+        return _with_enough_prompts(settings, dataset, gated)
+    if settings.measure_only:
+        return _with_enough_prompts(settings, dataset, expand(axes, points, dict(settings.default_concurrency)))
+    if files:
+        raise ConfigError(
+            f"{', '.join(file.path for file in files)} gates no cell that dataset {dataset.id} has; "
+            "name cells with --speedbench-split, or another dataset"
+        )
+    looked = "; ".join(others) or f"{settings.thresholds} is empty"
+    raise ConfigError(
+        f"no thresholds file fits {profile.engine}, so nothing is planned ({looked}); add a file, name cells with "
+        "--speedbench-split, or measure without judging with --speedbench-measure-only"
+    )
+
+
+def _with_enough_prompts(settings: Settings, dataset: Dataset, cells: Iterable[Cell]) -> list[Cell]:
+    """Throughput cells need prompts for a steady window.
+
+    A concurrency that was asked for and cannot be held is an error; of the default ones those that
+    cannot are left out.
+    """
+    kept, short = [], []
+    for cell in cells:
+        have = (
+            len(dataset.prompts(cell))
+            if settings.prompts is None
+            else min(settings.prompts, len(dataset.prompts(cell)))
+        )
+        need = STEADY_PROMPTS_PER_STREAM * cell.concurrency
+        if cell.split == "throughput" and have < need:
+            short.append(f"{cell.id(with_concurrency=True)} has {have} and needs {need}")
+        else:
+            kept.append(cell)
+    if short and (settings.axes.concurrencies or not kept):
+        raise ConfigError(
+            f"too few prompts for a steady window ({STEADY_PROMPTS_PER_STREAM} × concurrency): "
+            f"{'; '.join(short[:3])}{' …' if len(short) > 3 else ''}; lower --speedbench-concurrency"
+        )
+    return kept
+
+
+def _items(profile: Profile, cells: Sequence[Cell]) -> list[PlannedCell]:
+    several = len({cell.concurrency for cell in cells if cell.split == "qualitative"}) > 1
+    return [
+        PlannedCell(
+            profile,
+            cell,
+            f"{profile.label}-{cell.id(with_concurrency=several or cell.split == 'throughput')}",
+        )
+        for cell in sorted(cells, key=lambda cell: cell.is_overall)
+    ]

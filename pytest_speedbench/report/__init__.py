@@ -1,0 +1,1 @@
+"""From frozen cell results to what people and machines read: no measuring, no judging."""

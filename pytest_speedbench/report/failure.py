@@ -1,0 +1,67 @@
+"""The message of an item that did not pass: its deciding gate, what else is wrong, how to reproduce it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pytest_speedbench.gates import wording as gate_wording
+from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.report.ranking import deciding_gate, verdict_word
+from pytest_speedbench.report.run_info import EngineRecord
+from pytest_speedbench.report.wording import cell_name, draft_positions, one_line, reasons
+from pytest_speedbench.results import CellResult
+
+
+def headline(result: CellResult, engine: EngineRecord | None = None) -> str:
+    """``FAIL acceptance_length 2.314 < limit 2.382 (…) · overall · vllm 0.24.0 · thresholds/x.yaml:14``."""
+    gate = deciding_gate(result)
+    if result.verdict is Verdict.INVALID and result.reasons:
+        reason = result.reasons[0]
+        what = f"INVALID {reason.code}: {one_line(reason.message)}"
+    elif gate is None:
+        what = f"{verdict_word(result)} measured only, no gate"
+    else:
+        return one_line(gate_wording.first_line(gate, where=cell_name(result), engine=_name(result, engine)))
+    return " · ".join((what, cell_name(result), _name(result, engine)))
+
+
+def failure_text(result: CellResult, engine: EngineRecord | None = None, *, options: Sequence[str] = ()) -> str:
+    """The whole message, its first line complete in itself. ``options`` go to the reproduce line."""
+    gate, again = deciding_gate(result), reproduce(result, engine, options)
+    if gate is None or (result.verdict is Verdict.INVALID and result.reasons):
+        lines = [headline(result, engine)]
+        lines += [f"also {line}" for line in reasons(result)[1:]]
+        return "\n  ".join([*lines, f"reproduce: {again}"])
+    text = gate_wording.failure_text(
+        gate,
+        where=cell_name(result),
+        engine=_name(result, engine),
+        conversations=result.conversations,
+        conditional=draft_positions(result),
+        reproduce=again,
+    )
+    others = [other for other in result.gates if other is not gate and other.verdict is not Verdict.PASS]
+    also = [
+        f"  also {gate_wording.first_line(other, where=cell_name(result), engine=_name(result, engine))}"
+        for other in others
+    ]
+    *head, last = text.splitlines()
+    return "\n".join([*head, *also, last])
+
+
+def reproduce(result: CellResult, engine: EngineRecord | None, options: Sequence[str] = ()) -> str:
+    """The command that measures this cell again. Ids of the suite cannot be typed back, options can."""
+    cell = result.cell
+    words = ["pytest", f"--speedbench-engine={engine.engine if engine else result.profile}"]
+    words.append(f"--speedbench-split={cell.split}")
+    if cell.split == "throughput":
+        words += [f"--speedbench-isl={cell.isl}", f"--speedbench-difficulty={cell.difficulty}"]
+    elif not cell.is_overall:
+        words.append(f"--speedbench-category={cell.category}")
+    words.append(f"--speedbench-concurrency={cell.concurrency}")
+    return shlex.join([*words, *options])
+
+
+def _name(result: CellResult, engine: EngineRecord | None) -> str:
+    return f"{engine.engine} {engine.version}".strip() if engine else result.profile

@@ -1,0 +1,154 @@
+"""Words for numbers, gates and cells, the same in every report."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.gates.wording import first_line
+from pytest_speedbench.measure.acceptance import conditional_by_position
+from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.results import CellResult
+
+MISSING = "–"
+_SHORT = {
+    "acceptance_length": "AL",
+    "acceptance_length_pooled": "pooled AL",
+    "decode_acceptance_length": "decode AL",
+    "decode_acceptance_length_uncut": "uncut AL",
+    "drafted_acceptance_length": "drafted AL",
+    "acceptance_rate": "accept rate",
+    "output_tps": "TPS",
+    "steady_output_tps": "steady TPS",
+    "user_tps": "user TPS",
+    "user_tps_p50": "user TPS p50",
+    "user_tps_p5": "user TPS p5",
+}
+_ASCII = str.maketrans(
+    {
+        "–": "-",
+        "−": "-",
+        "·": "|",
+        "≥": ">=",
+        "≤": "<=",
+        "±": "+-",
+        "×": "x",
+        "→": "->",
+        "…": "...",
+        "─": "-",
+        "\N{NO-BREAK SPACE}": " ",
+    }
+)
+
+
+def short_name(metric: str) -> str:
+    """A metric's name for a column: ``AL``, ``TPS``, ``TTFT p95``."""
+    if metric in _SHORT:
+        return _SHORT[metric]
+    quantity, _, statistic = metric.removesuffix("_s").partition("_")
+    quantity = quantity.upper() if quantity in {"ttft", "tpot"} else quantity
+    return f"{quantity} {statistic}".replace("_", " ").strip()
+
+
+def number(metric: str, value: float | None) -> str:
+    """A value without its unit, seconds as milliseconds: ``2.314``, ``5104``, ``187``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    unit = _unit(metric)
+    if unit == "s":
+        value *= 1000
+    elif unit != "tokens/s":
+        return f"{value:.3f}"
+    size = abs(value)
+    return _signed(f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}")
+
+
+def quantity(metric: str, value: float | None) -> str:
+    """A value with ``ms`` where the metric is a time: ``2.314``, ``187 ms``."""
+    text = number(metric, value)
+    return f"{text} ms" if _unit(metric) == "s" and text != MISSING else text
+
+
+def percent(share: float | None, *, signed: bool = False) -> str:
+    """A share in per cent with one digit, such as ``4.8 %`` or, signed, ``−4.8 %``."""
+    if share is None or not math.isfinite(share):
+        return MISSING
+    return _signed(f"{share * 100:{'+' if signed else ''}.1f}") + " %"
+
+
+def limit(gate: GateResult) -> str:
+    """``AL ≥ 2.382``, ``TTFT p95 ≤ 200 ms``."""
+    sign = "≤" if gate.ceiling else "≥"
+    return f"{short_name(gate.metric)} {sign} {quantity(gate.metric, gate.limit)}"
+
+
+def comparison(gate: GateResult) -> str:
+    """``acceptance_length 2.314 < limit 2.382 (−4.8 % from 2.431, margin 2 %, noise ±0.5 %)``."""
+    mark = "\0"
+    return first_line(gate, where=mark, engine="").partition(f" · {mark}")[0].removeprefix(f"{gate.verdict.value} ")
+
+
+def draft_positions(result: CellResult) -> tuple[float, ...]:
+    """Conditional acceptance per draft position, as far as any step got."""
+    histogram = result.acceptance.histogram if result.acceptance else {}
+    return conditional_by_position(histogram, max(histogram, default=1) - 1)
+
+
+def cell_name(result: CellResult) -> str:
+    """``coding``, or ``8k-mixed-c32`` where concurrency is part of the cell's name."""
+    cell = result.cell
+    return f"{cell.name}-c{cell.concurrency}" if cell.split == "throughput" else cell.name
+
+
+def item_name(result: CellResult) -> str:
+    """The bracket part of the item id, or profile and cell for an item without one."""
+    match = re.search(r"\[(.+)\]$", result.item_id)
+    if match:
+        return match[1]
+    if "::" in result.item_id or not result.item_id:
+        return f"{result.profile}-{result.cell.id(with_concurrency=True)}"
+    return result.item_id
+
+
+def gate_source(source: str) -> tuple[str, int | None]:
+    """(file, line) of a gate's ``source``; the line is None where there is none."""
+    file, colon, line = source.rpartition(":")
+    return (file, int(line)) if colon and line.isascii() and line.isdigit() else (source, None)
+
+
+def one_line(text: str) -> str:
+    """Text of an engine or server made safe for a terminal: one line, control characters visible."""
+    return "".join(c if c.isprintable() else _escape(c) for c in " ".join(text.split()))
+
+
+def ascii_only(text: str) -> str:
+    """The same words without any glyph that a terminal in another encoding could not show."""
+    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def reasons(result: CellResult) -> list[str]:
+    """Why a cell did not pass, the gravest first: INVALID reasons, then each gate that was not met."""
+    lines = [f"{reason.code}: {one_line(reason.message)}" for reason in result.reasons]
+    told = {reason.code for reason in result.reasons}
+    for verdict in (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE):
+        for gate in result.gates:
+            if gate.verdict is verdict and gate.reason not in told:
+                lines.append(f"{one_line(comparison(gate))} · {one_line(gate.source)}")
+    return lines
+
+
+def _unit(metric: str) -> str:
+    spec = METRICS.get(metric)
+    return spec.unit if spec else ""
+
+
+def _signed(text: str) -> str:
+    # −0.0 would look like a drop.
+    if float(text) == 0:
+        return text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,251 @@
+"""Options and profile file, resolved into one frozen Settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_speedbench.cells import DEFAULT_CONCURRENCY, Axes
+from pytest_speedbench.engines import embedded, registry
+from pytest_speedbench.engines.base import Profile, Sampling, Speculation
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, resolve
+
+if TYPE_CHECKING:
+    from pytest_speedbench.gates.yaml_nodes import Value
+
+PROFILE_FILE = "speedbench.yaml"
+_SPECULATION_KEYS = ("method", "draft_model", "draft_tokens")
+_OWN_KEYS = ("speculation", "engines", "max_model_len")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One option as the header shows it."""
+
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the user decided, with defaults filled in.
+
+    ``prompts`` None means all of a cell. ``origins`` lists each option that is not at its default.
+    ``embedded`` is set when the bundled model, data or limits of the quick start are in use.
+    """
+
+    profiles: tuple[Profile, ...]
+    axes: Axes
+    default_concurrency: Mapping[str, tuple[int, ...]]
+    dataset: str
+    prompts: int | None
+    sampling: Sampling
+    seed: int
+    thresholds: Path
+    thresholds_origin: str
+    measure_only: bool
+    inconclusive: str
+    turn_timeout_s: float
+    start_timeout_s: float
+    artifact: Path
+    junit: Path | None
+    embedded: bool
+    origins: tuple[Origin, ...]
+
+    @property
+    def reproduce_options(self) -> tuple[str, ...]:
+        """What was typed besides the engine and the axes, for a command that repeats a cell."""
+        left_out = ("engine", "split", "category", "isl", "difficulty", "concurrency", "junit", "artifact")
+        return tuple(
+            f"--speedbench-{o.name}" if BY_KEY[o.name.replace("-", "_")].is_flag else f"--speedbench-{o.name}={o.value}"
+            for o in self.origins
+            if o.origin == "command line" and o.name not in left_out
+        )
+
+
+def build(
+    *,
+    command_line: Callable[[Option], Any],
+    ini: Callable[[Option], Any],
+    environ: Mapping[str, str],
+    rootdir: Path,
+    invocation_dir: Path,
+) -> Settings:
+    """Read every layer and check what can be checked without data, model or engine.
+
+    Relative paths count from where they were written: the command line and the environment from
+    ``invocation_dir``, ini and profile from ``rootdir``. Raises ConfigError.
+    """
+
+    def read(option: Option, profile: Mapping[str, Any]) -> Resolved:
+        return resolve(option, command_line=command_line(option), environ=environ, ini=ini(option), profile=profile)
+
+    file = _ProfileFile.find(read(BY_KEY["profile"], {}), rootdir, invocation_dir)
+    found = {option.key: read(option, file.options) for option in OPTIONS}
+    engines = found["engine"].value
+    if not engines:
+        raise ConfigError(f"no engine was named; give --speedbench-engine, one of {', '.join(registry.NAMES)}")
+    for engine in engines:
+        registry.require(engine)
+    defaults = _Defaults.of(found, file, engines)
+
+    def value(key: str) -> Any:
+        return defaults.values.get(key, found[key].value) if found[key].origin == "default" else found[key].value
+
+    def path(key: str) -> Path:
+        base = rootdir if found[key].origin.startswith(("ini", "profile", "default")) else invocation_dir
+        return base / str(value(key))
+
+    thresholds, thresholds_origin = path("thresholds"), found["thresholds"].origin
+    if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
+        thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
+    return Settings(
+        profiles=tuple(_profile(engine, value, file) for engine in engines),
+        axes=Axes(
+            splits=value("split") or (),
+            categories=value("category") or (),
+            isls=value("isl") or (),
+            difficulties=value("difficulty") or (),
+            concurrencies=value("concurrency") or (),
+        ),
+        default_concurrency=embedded.CONCURRENCY if defaults.embedded else DEFAULT_CONCURRENCY,
+        dataset=_dataset(value("dataset"), found["dataset"].origin, rootdir, invocation_dir),
+        prompts=value("prompts"),
+        sampling=Sampling(
+            osl_cap=value("osl"),
+            temperature=value("temperature"),
+            seed=value("seed"),
+            ignore_eos=value("ignore_eos"),
+        ),
+        seed=value("seed"),
+        thresholds=thresholds,
+        thresholds_origin=thresholds_origin,
+        measure_only=value("measure_only"),
+        inconclusive=value("inconclusive"),
+        turn_timeout_s=float(value("turn_timeout")),
+        start_timeout_s=float(value("start_timeout")),
+        artifact=path("artifact"),
+        junit=path("junit") if value("junit") else None,
+        embedded=bool(defaults.values),
+        origins=tuple(
+            Origin(key.replace("_", "-"), _shown(resolved.value), resolved.origin)
+            for key, resolved in found.items()
+            if resolved.origin != "default"
+        ),
+    )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """Defaults that replace those of the options table: the quick start's, with llamacpp alone."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def embedded(self) -> bool:
+        return bool(self.values)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Resolved], file: _ProfileFile, engines: tuple[str, ...]) -> _Defaults:
+        if engines != ("llamacpp",) or found["model"].origin != "default":
+            return cls({})
+        return cls(embedded.defaults(found["method"].value))
+
+
+def _dataset(value: str, origin: str, rootdir: Path, invocation_dir: Path) -> str:
+    """A dataset that is a folder as an absolute path; ids and ``mini`` as they are."""
+    base = rootdir if origin.startswith(("ini", "profile")) else invocation_dir
+    return str(base / value) if (base / value).exists() else value
+
+
+def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile) -> Profile:
+    model = value("model")
+    if model is None:
+        raise ConfigError(
+            f"{engine}: no model was given; give --speedbench-model, or `model:` in the profile file {file.name}"
+        )
+    method = value("method") or "none"
+    supported = registry.methods(engine)
+    if method not in supported:
+        raise ConfigError(f"{engine} has no method {method!r}; choose from {', '.join(supported)}")
+    draft_tokens = value("draft_tokens")
+    if method == "none" and draft_tokens is not None:
+        draft_tokens = None
+    if method != "none" and draft_tokens is None:
+        raise ConfigError(f"method {method} needs a number of draft tokens; give --speedbench-draft-tokens=K")
+    options = dict(file.engines.get(engine, {}))
+    arguments = value("engine_arg")
+    if arguments:
+        options["args"] = [*options.get("args", ()), *arguments]
+    return Profile(
+        label=engine,
+        engine=engine,
+        model=str(model),
+        tokenizer=value("tokenizer"),
+        speculation=Speculation(
+            method=method,
+            draft_tokens=draft_tokens or 0,
+            draft_model=value("draft_model") if method != "none" else None,
+        ),
+        max_model_len=file.max_model_len,
+        options=options,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ProfileFile:
+    """What a profile file says: options by key, and one mapping per engine."""
+
+    name: str
+    options: Mapping[str, Any]
+    engines: Mapping[str, Mapping[str, Any]]
+    max_model_len: int | None
+
+    @classmethod
+    def find(cls, asked: Resolved, rootdir: Path, invocation_dir: Path) -> _ProfileFile:
+        """The file that was asked for, or ``speedbench.yaml`` in rootdir if there is one."""
+        if asked.value is not None:
+            base = rootdir if asked.origin.startswith("ini") else invocation_dir
+            return cls.read(base / asked.value)
+        default = rootdir / PROFILE_FILE
+        if default.exists():
+            return cls.read(default)
+        return cls(PROFILE_FILE, {}, {}, None)
+
+    @classmethod
+    def read(cls, path: Path) -> _ProfileFile:
+        from pytest_speedbench.gates import yaml_nodes
+
+        allowed = [option.key for option in OPTIONS if option.in_profile and option.key not in _SPECULATION_KEYS]
+        entries = yaml_nodes.read(path).mapping(allowed=(*allowed, *_OWN_KEYS))
+        options: dict[str, Any] = {key: _plain(entry) for key, entry in entries.items() if key not in _OWN_KEYS}
+        if "speculation" in entries:
+            speculation = entries["speculation"].mapping(allowed=_SPECULATION_KEYS, required=("method",))
+            options |= {key: _plain(entry) for key, entry in speculation.items()}
+        engines: dict[str, Mapping[str, Any]] = {}
+        if "engines" in entries:
+            for name, entry in entries["engines"].mapping(allowed=registry.NAMES).items():
+                engines[name] = {key: _plain(item) for key, item in entry.mapping().items()}
+        length = entries["max_model_len"].count() if "max_model_len" in entries else None
+        return cls(path.name, options, engines, length)
+
+
+def _plain(value: Value) -> Any:
+    """The Python value of a YAML node, without positions."""
+    import yaml
+
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(value.node, deep=True)
+    except yaml.YAMLError as error:
+        raise value.error(f"{value.name}: {error}") from None
+    finally:
+        loader.dispose()

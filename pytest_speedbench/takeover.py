@@ -1,0 +1,82 @@
+"""When the command line names an engine, the run consists of the suite's cells and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_speedbench.options import BY_KEY
+
+SUITE = Path(__file__).with_name("suite.py")
+_ENGINE = BY_KEY["engine"]
+
+
+def named_engines(config: pytest.Config) -> str | None:
+    """The engine option as text, from any of its places."""
+    return config.getoption(_ENGINE.ini) or os.environ.get(_ENGINE.env) or config.getini(_ENGINE.ini) or None
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Whether a measurement was asked for: on the command line or through addopts.
+
+    The environment and ini twins only choose the engine for tests that use the fixture.
+    """
+    return bool(config.getoption(_ENGINE.ini))
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is an xdist worker."""
+    return hasattr(config, "workerinput")
+
+
+def workers(config: pytest.Config) -> int:
+    """How many xdist workers this process controls."""
+    return 0 if is_worker(config) else len(getattr(config.option, "tx", None) or ())
+
+
+def in_suite(config: pytest.Config) -> bool:
+    """Whether the suite's cells are what runs."""
+    return str(SUITE) in config.args
+
+
+def only_looking(config: pytest.Config) -> bool:
+    """Whether this run is not meant to measure: --collect-only, --setup-only, --setup-plan."""
+    option = config.option
+    return bool(option.collectonly or option.setuponly or option.setupplan)
+
+
+def take_over(config: pytest.Config) -> None:
+    """Put the suite in the place of the rootdir's tests, if the user typed an engine and no path.
+
+    Options in addopts, ini or the environment do not: a repo's own tests must stay reachable.
+    """
+    typed = any(str(arg).startswith(f"--speedbench-{_ENGINE.name}") for arg in config.invocation_params.args)
+    if typed and not is_worker(config) and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = [str(SUITE)]
+
+
+def refuse_false_greens(config: pytest.Config) -> None:
+    """Raise UsageError for plugins and options under which a missed floor could end up green."""
+    if not in_suite(config):
+        return
+    option = config.option
+    if getattr(option, "reruns", None) or _ini_number(config, "reruns"):
+        raise pytest.UsageError(
+            "--reruns turns a missed floor into a pass: a cell is measured again until noise lets it through. "
+            "Drop it (or give -p no:rerunfailures)"
+        )
+    if getattr(option, "force_flaky", None):
+        raise pytest.UsageError("--force-flaky turns a missed floor into a pass; drop it (or give -p no:flaky)")
+    if workers(config) > 1:
+        raise pytest.UsageError(
+            f"{workers(config)} xdist workers would each start the same engine on the same hardware; use -n 0 or -n 1"
+        )
+
+
+def _ini_number(config: pytest.Config, name: str) -> int:
+    try:
+        return int(config.getini(name) or 0)
+    except (KeyError, ValueError):
+        return 0

@@ -1,0 +1,158 @@
+"""The metrics of a cell under their names."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pytest_speedbench.measure.metrics import METRICS, Metric
+from pytest_speedbench.measure.samples import Counters
+from pytest_speedbench.measure.statistics import bootstrap_mean, bootstrap_ratio, seed_of
+from pytest_speedbench.measure.summary import summarise, summarise_overall
+from tests.unit.test_measure_samples import MS, counters_of, plain, turn, window
+
+# N output tokens, S decode steps, A of D drafts accepted; the last event of each turn.
+TURNS = (
+    turn("a", [4, 4, 4], cut=1),  # N 12, S 3, A 9, D 9; 130 ms
+    turn("a", [2], index=1, start_ms=200, finish="length"),  # N 3, S 1, A 1, D 3; to 310 ms
+    turn("b", [1, 1, 1], start_ms=50),  # N 4, S 3, A 0, D 9; to 180 ms
+)
+
+
+def test_every_metric_by_hand() -> None:
+    metrics, acceptance = summarise(
+        TURNS, counters=counters_of(TURNS, drafts=5), steady_ns=(100 * MS, 200 * MS), seed_parts=("cell",)
+    )
+    assert {name: metric.value for name, metric in metrics.items()} == pytest.approx(
+        {
+            "acceptance_length": (15 / 6 + 4 / 4) / 2,
+            "acceptance_length_pooled": 19 / 10,
+            "decode_acceptance_length": 16 / 7,
+            "decode_acceptance_length_uncut": 10 / 4,
+            "drafted_acceptance_length": 1 + 10 / 5,
+            "acceptance_rate": 10 / 21,
+            "output_tps": 19 / 0.310,
+            # Of a the steps after 100 ms, 4 + 4 + 3 tokens, and all 4 events of b.
+            "steady_output_tps": 15 / 0.100,
+            "user_tps": (11 / 0.030 + 2 / 0.010 + 3 / 0.030) / 3,
+            "user_tps_p50": 200,
+            "user_tps_p5": 100 + 0.1 * 100,
+            "ttft_mean_s": 0.100,
+            "ttft_p50_s": 0.100,
+            "ttft_p95_s": 0.100,
+            "ttft_p99_s": 0.100,
+            "e2e_mean_s": 0.370 / 3,
+            "e2e_p50_s": 0.130,
+            "e2e_p95_s": 0.130,
+            "e2e_p99_s": 0.130,
+            "step_mean_s": 0.010,
+            "step_p50_s": 0.010,
+            "step_p95_s": 0.010,
+            "step_p99_s": 0.010,
+            "tpot_mean_s": (0.030 / 11 + 0.010 / 2 + 0.030 / 3) / 3,
+            "tpot_p50_s": 0.005,
+            "tpot_p95_s": 0.005 + 0.9 * 0.005,
+            "tpot_p99_s": 0.005 + 0.98 * 0.005,
+            "osl_mean": 19 / 3,
+            "osl_capped_share": 1 / 3,
+        }
+    )
+    assert list(metrics) == list(METRICS)
+    assert acceptance.histogram == {1: 6, 2: 1, 3: 1, 4: 2}
+
+
+def test_intervals_resample_conversations_with_the_items_seed() -> None:
+    turns = tuple(turn(f"q{i:02}", [1 + (i * j) % 4 for j in range(1, 9)]) for i in range(20))
+    metrics, _ = summarise(turns, counters=Counters(), steady_ns=None, seed_parts=("vllm", "coding"))
+
+    def seed(name: str) -> int:
+        return seed_of("vllm", "coding", name)
+
+    tokens = [t.output_tokens for t in turns]
+    expected = {
+        "acceptance_length": bootstrap_mean([n / 9 for n in tokens], seed=seed("acceptance_length")),
+        "acceptance_length_pooled": bootstrap_ratio(tokens, [9] * 20, seed=seed("acceptance_length_pooled")),
+        "decode_acceptance_length": bootstrap_ratio(
+            [n - 1 for n in tokens], [8] * 20, seed=seed("decode_acceptance_length")
+        ),
+        "acceptance_rate": bootstrap_ratio(
+            [t.steps.accepted for t in turns], [t.steps.drafted for t in turns], seed=seed("acceptance_rate")
+        ),
+    }
+    with_interval = {name: (m.low, m.high) for name, m in metrics.items() if m.low is not None}
+    assert with_interval == expected
+    for name in expected:
+        low, high = with_interval[name]
+        assert low is not None
+        assert high is not None
+        assert low < metrics[name].value < high
+
+
+def test_turns_of_one_conversation_are_resampled_together() -> None:
+    # One conversation, two turns: there is nothing to resample, however many turns it has.
+    metrics, _ = summarise(TURNS[:2], counters=Counters(), steady_ns=None, seed_parts=("cell",))
+    assert metrics["acceptance_length"] == Metric(15 / 6)
+
+
+def test_what_is_not_defined_is_absent() -> None:
+    single = (turn("a", []),)
+    metrics, _ = summarise(single, counters=Counters(), steady_ns=None, seed_parts=("cell",))
+    assert set(metrics) == {
+        "acceptance_length",
+        "acceptance_length_pooled",
+        "output_tps",
+        *(f"{quantity}_{s}_s" for quantity in ("ttft", "e2e") for s in ("mean", "p50", "p95", "p99")),
+        "osl_mean",
+        "osl_capped_share",
+    }
+
+
+def test_nothing_measured_has_no_metric() -> None:
+    metrics, acceptance = summarise([], counters=Counters(), steady_ns=None, seed_parts=())
+    assert metrics == {}
+    assert acceptance.histogram == {}
+
+
+def test_without_speculation_acceptance_lengths_are_one_and_rates_are_absent() -> None:
+    turns = (plain("a", 9), plain("b", 4))
+    metrics, _ = summarise(turns, counters=counters_of(turns, drafts=0), steady_ns=None, seed_parts=("cell",))
+    one = Metric(1.0, 1.0, 1.0)
+    assert metrics["acceptance_length"] == metrics["acceptance_length_pooled"] == one
+    assert metrics["decode_acceptance_length"] == one
+    assert metrics["decode_acceptance_length_uncut"] == Metric(1.0)
+    assert not {"acceptance_rate", "drafted_acceptance_length"} & set(metrics)
+
+
+def test_the_order_of_arrival_changes_no_number() -> None:
+    turns = [turn(f"q{i}", [1 + (i * j) % 4 for j in range(1, 6)], step_ms=7 + i) for i in range(12)]
+    shuffled = random.Random(3).sample(turns, len(turns))
+    options = {"counters": counters_of(turns), "steady_ns": (0, 130 * MS), "seed_parts": ("cell",)}
+    assert summarise(turns, **options) == summarise(shuffled, **options)  # type: ignore[arg-type]
+
+
+def test_overall_is_the_mean_over_the_conversations_of_all_categories() -> None:
+    coding = window(TURNS, counters=counters_of(TURNS, drafts=5), steady_ns=(0, 100 * MS))
+    math_turns = (turn("a", [2, 2], category="math"),)
+    maths = window(math_turns, counters=counters_of(math_turns))
+    metrics, acceptance = summarise_overall([coding, maths], seed_parts=("overall",))
+    # "a" is in both categories; these are two conversations.
+    assert metrics["acceptance_length"].value == pytest.approx((15 / 6 + 4 / 4 + 5 / 3) / 3)
+    assert metrics["acceptance_length_pooled"].value == 24 / 13
+    assert metrics["drafted_acceptance_length"].value == 1 + 12 / 7
+    assert metrics["osl_mean"].value == 24 / 4
+    assert metrics["user_tps"].value > 0
+    assert acceptance.histogram == {1: 7, 2: 3, 3: 1, 4: 2}
+
+
+def test_overall_has_no_output_rate_since_its_windows_did_not_run_side_by_side() -> None:
+    windows = [window(TURNS, steady_ns=(0, 100 * MS)), window([turn("z", [2], category="math")])]
+    metrics, _ = summarise_overall(windows, seed_parts=("overall",))
+    assert not {"output_tps", "steady_output_tps"} & set(metrics)
+
+
+def test_overall_has_no_counter_that_one_window_lacks() -> None:
+    windows = [window(TURNS), window([turn("z", [2])], counters=Counters(accepted=1))]
+    metrics, _ = summarise_overall(windows, seed_parts=("overall",))
+    assert "drafted_acceptance_length" not in metrics
+    assert summarise_overall([], seed_parts=())[0] == {}
