@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ class Bench:
             argv=argv,
             environ=environ,
             dataset=plan.dataset.id,
-            thresholds=[os.path.relpath(path) for path in files],
+            thresholds=list(files),
             options=[(o.name, o.value, o.origin) for o in settings.origins],
             engines=[_record(profile) for profile in settings.profiles],
         )
@@ -236,6 +236,7 @@ class Bench:
             _record(profile),
             version=running.description.version,
             resolved={
+                **dataclasses.asdict(self.plan.settings.sampling),
                 **running.description.resolved,
                 "max_batch_size": running.capacity.max_batch_size,
                 "max_model_len": running.capacity.max_model_len,

@@ -11,6 +11,8 @@ from pathlib import Path
 from pytest_speedbench import __version__
 from pytest_speedbench.errors import ConfigError
 
+_EXAMPLE_MODEL = "meta-llama/Llama-3.3-70B-Instruct"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; return 0, or 4 with one line on standard error for a usage problem."""
@@ -29,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 
     init = commands.add_parser("init", help="write a profile, a thresholds stub and a GitHub workflow")
     init.add_argument("--engine", default="llamacpp", help="engine to gate (default: %(default)s)")
-    init.add_argument("--model", default="meta-llama/Llama-3.3-70B-Instruct", help="target model (default: %(default)s)")
+    init.add_argument("--model", default=_EXAMPLE_MODEL, help="target model (default: %(default)s)")
     init.add_argument("folder", nargs="?", default=".", type=Path, help="where to write (default: here)")
     init.set_defaults(run=_init)
 
@@ -90,7 +92,7 @@ def _junit(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from pytest_speedbench.gates import calibration
+    from pytest_speedbench import calibration
     from pytest_speedbench.report import artifact
 
     print(calibration.thresholds_yaml([artifact.read(path) for path in arguments.artifacts]), end="")

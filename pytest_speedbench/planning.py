@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,12 @@ def _thresholds(settings: Settings) -> tuple[ThresholdsFile, ...]:
             f"there are no thresholds at {path}; write some (`speedbench init` makes a stub), give "
             "--speedbench-thresholds, or measure without judging with --speedbench-measure-only"
         )
-    return load_thresholds(path)
+    return load_thresholds(_shortest(path))
+
+
+def _shortest(path: Path) -> Path:
+    """Relative to the working directory where it lies below it: this is what messages show."""
+    return Path(os.path.relpath(path)) if path.resolve().is_relative_to(Path.cwd()) else path
 
 
 def _cells(

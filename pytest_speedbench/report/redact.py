@@ -41,9 +41,8 @@ _SHAPES = re.compile(
 )
 _URL_USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _SCHEME = re.compile(r"(?i)\b(bearer|basic)(\s+)(?!\*\*\*)[A-Za-z0-9._~+/=-]{8,}")
-_PAIR = re.compile(
-    r"""(?P<key>[A-Za-z][A-Za-z0-9_.-]*)(?P<sep>["']?\s*[=:]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s"',;&{}\[\]]+)"""
-)
+_KEY = re.compile(r"""(?P<key>[A-Za-z][A-Za-z0-9_.-]*)\\*["']?\s*[=:]\s*(?:\\+["'])?""")
+_VALUE = re.compile(r"""(?<=\\["'])[^"'\\]+|"[^"]*"|'[^']*'|[^\s"',;&{}\[\]]+""")
 _WHOLE_PAIR = re.compile(r"(?s)(?P<key>-*[A-Za-z][A-Za-z0-9_.-]*)(?P<sep>\s*[=:]\s*)(?P<value>.+)")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _PLAIN = frozenset({"true", "false", "none", "null", '""', "''"})
@@ -93,7 +92,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Like ``value``, and also without the right side of ``key=…`` and ``key: …`` pairs."""
-        return _PAIR.sub(_mask_pair, self.value(text))
+        return _without_pairs(self.value(text))
 
     def argv(self, argv: Sequence[str]) -> tuple[str, ...]:
         """A command line without the values of secret options, in the forms ``--x=v`` and ``--x v``."""
@@ -162,12 +161,17 @@ def _harmless(key: str, value: object) -> bool:
     return not set(re.split(r"[^a-z0-9]+", key.lower())) & (_ALWAYS | _OWNERS)
 
 
-def _mask_pair(match: re.Match[str]) -> str:
-    key, sep, value = match["key"], match["sep"], match["value"]
-    if not is_secret_key(key) or _harmless(key, value) or value.lower() in {"bearer", "basic"} or MASK in value:
-        return match[0]
-    quotes = value[0] if value[0] in "\"'" else ""
-    return f"{key}{sep}{quotes}{MASK}{quotes}"
+def _without_pairs(text: str) -> str:
+    """``text`` with the right sides of its secret ``key=value`` pairs masked, nested pairs included."""
+    parts, at = [], 0
+    for match in _KEY.finditer(text):
+        value = _VALUE.match(text, match.end()) if match.start() >= at and is_secret_key(match["key"]) else None
+        if value is None or _harmless(match["key"], value[0]) or value[0].lower() in {"bearer", "basic"}:
+            continue
+        quotes = value[0][0] if value[0][0] in "\"'" else ""
+        parts += [text[at : value.start()], quotes, MASK, quotes]
+        at = value.end()
+    return "".join([*parts, text[at:]])
 
 
 @overload

@@ -45,7 +45,7 @@ def table(columns: Sequence[Column], rows: Sequence[Row], *, width: int, encodin
     while _total(sizes, shown) > width and any(columns[i].drop for i in shown):
         shown.remove(max(shown, key=lambda i: columns[i].drop))
     # Even what is never left out can be too much for a narrow pane: the first column gives way.
-    sizes[0] = max(8, sizes[0] - max(0, _total(sizes, shown) - width))
+    sizes[0] = max(min(8, sizes[0]), sizes[0] - max(0, _total(sizes, shown) - width))
 
     def line(cells: Sequence[str], markup: dict[str, Markup], default: Markup) -> Line:
         segments: Line = []

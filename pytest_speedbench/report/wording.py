@@ -103,7 +103,7 @@ def cell_name(result: CellResult) -> str:
 
 def item_name(result: CellResult) -> str:
     """The bracket part of the item id, or profile and cell for an item without one."""
-    match = re.search(r"\[(.+)\]$", result.item_id)
+    match = re.search(r"(?s)\[(.+)\]$", result.item_id)
     if match:
         return match[1]
     if "::" in result.item_id or not result.item_id:

@@ -52,6 +52,7 @@ def test_keys_of_this_domain_are_no_secrets(key: str) -> None:
         [f"--speedbench-base-url=https://user:{CANARY}@host/v1"],
         [f"--speedbench-base-url=https://host/v1?api_key={CANARY}&x=1"],
         [json.dumps({"headers": {"Authorization": CANARY}, "api_key": CANARY})],
+        [json.dumps(json.dumps({"api_key": CANARY}))],
         [f"text in front api-key: {CANARY}"],
     ],
 )

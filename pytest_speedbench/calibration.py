@@ -1,0 +1,118 @@
+"""A thresholds file from measure-only runs: one artifact per engine start."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from pytest_speedbench.cells import Cell
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.gates.limits import MIN_STARTS
+from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.report.artifact import Flags
+from pytest_speedbench.report.run_info import EngineRecord, RunInfo
+from pytest_speedbench.report.wording import draft_positions
+from pytest_speedbench.results import CellResult
+
+Artifact = tuple[RunInfo, tuple[CellResult, ...], Flags]
+
+_METRIC = "acceptance_length"
+_WORKLOAD = {"osl": "osl_cap", "temperature": "temperature", "ignore_eos": "ignore_eos"}
+_PROMPTS_SHOWN = 12
+
+
+def thresholds_yaml(artifacts: Sequence[Artifact]) -> str:
+    """The text of a thresholds file that gates the acceptance length of every cell in ``artifacts``.
+
+    The reference is the mean over the runs, the limit lies a margin below it, and the evidence holds
+    the standard deviation between runs. Raises ConfigError for fewer than five runs, for unlike or
+    unfinished ones, and for cells that were not measured soundly in each.
+    """
+    engine = _common_engine(artifacts)
+    runs = [_cells(run, results, flags) for run, results, flags in artifacts]
+    cells = list(runs[0])
+    for (run, _, _), measured in zip(artifacts, runs, strict=True):
+        if set(measured) != set(cells):
+            odd = next(iter(set(measured) ^ set(cells)))
+            raise ConfigError(f"the run of {run.started} and the first one differ in {odd.id(with_concurrency=True)}")
+    date = max(run.started for run, _, _ in artifacts)[:10]
+    lines = [*_head(artifacts[0][0], engine), "gates:"]
+    for cell in cells:
+        lines += _gate(cell, [measured[cell] for measured in runs], date)
+    return "\n".join(lines) + "\n"
+
+
+def _common_engine(artifacts: Sequence[Artifact]) -> EngineRecord:
+    if len(artifacts) < MIN_STARTS:
+        raise ConfigError(f"{len(artifacts)} artifacts are too few: give one per engine start, at least {MIN_STARTS}")
+    starts = [run.started for run, _, _ in artifacts]
+    if len(set(starts)) < len(starts):
+        raise ConfigError("two of the artifacts are the same run; each engine start counts once")
+    first = artifacts[0][0]
+    for run, _, _ in artifacts:
+        if len(run.engines) != 1:
+            raise ConfigError(f"the run of {run.started} has {len(run.engines)} engines; calibrate one at a time")
+        if _comparable(run) != _comparable(first):
+            raise ConfigError(
+                f"the runs of {run.started} and {first.started} differ in engine, model, data or sampling"
+            )
+    return first.engines[0]
+
+
+def _comparable(run: RunInfo) -> tuple[object, ...]:
+    engine = run.engines[0]
+    workload = (engine.resolved.get(name) for name in _WORKLOAD.values())
+    speculation = (engine.method, engine.draft_model, engine.draft_tokens)
+    return (run.dataset, engine.engine, engine.model, *speculation, *workload)
+
+
+def _cells(run: RunInfo, results: Sequence[CellResult], flags: Flags) -> dict[Cell, CellResult]:
+    if not flags.complete or flags.partial:
+        raise ConfigError(f"the run of {run.started} is not complete")
+    for result in results:
+        if result.verdict is Verdict.INVALID:
+            raise ConfigError(f"the run of {run.started} has an INVALID cell: {result.item_id}")
+    return {result.cell: result for result in results}
+
+
+def _head(run: RunInfo, engine: EngineRecord) -> Iterator[str]:
+    yield "schema: 1"
+    fields: dict[str, object] = {"engine": engine.engine, "model": engine.model, "method": engine.method or "none"}
+    fields |= {"draft_tokens": engine.draft_tokens or 0}
+    if engine.draft_model is not None:
+        fields["draft_model"] = engine.draft_model
+    fields["dataset"] = run.dataset
+    for name, key in _WORKLOAD.items():
+        value = engine.resolved.get(key)
+        fields[name] = str(value).lower() if isinstance(value, bool) else value
+    yield "match:"
+    yield from (f"  {name}: {value}" for name, value in fields.items())
+    yield "estimator: request_mean"
+    yield "family: {alpha: 0.05, beta: 0.05}"
+
+
+def _gate(cell: Cell, results: Sequence[CellResult], date: str) -> Iterator[str]:
+    prompts = {result.prompts_sha256 for result in results}
+    if len(prompts) > 1:
+        raise ConfigError(f"the runs measured different prompts in {cell.id(with_concurrency=True)}")
+    values = [result.metrics[_METRIC].value for result in results]
+    spec = METRICS[_METRIC]
+    margin = spec.overall_margin if cell.is_overall else spec.margin
+    reference = round(statistics.fmean(values), 4)
+    rates = [statistics.fmean(rates) for rates in zip(*(draft_positions(result) for result in results), strict=False)]
+    fields = ", ".join(f"{name}: {value}" for name, value in cell.as_dict().items())
+    evidence = {
+        "starts": len(values),
+        "repeats": 1,
+        "sd_start": f"{statistics.stdev(values):.4g}",
+        "date": date,
+        "prompts": f'"{prompts.pop()[:_PROMPTS_SHOWN]}"',
+        "conditional": "[" + ", ".join(f"{rate:.3f}" for rate in rates) + "]",
+    }
+    yield f"  - cell: {{{fields}}}"
+    yield f"    {_METRIC}:"
+    yield f"      min: {reference * (1 - margin):.4f}"
+    yield f"      reference: {reference}"
+    yield f"      margin: {margin:.0%}"
+    yield "      evidence: {" + ", ".join(f"{name}: {value}" for name, value in evidence.items()) + "}"
