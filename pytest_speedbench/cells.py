@@ -112,7 +112,8 @@ def expand(axes: Axes, available: Iterable[Cell], defaults: dict[str, tuple[int,
 
     Raises ConfigError when a split cannot have an axis, or when nothing is left.
     """
-    splits = axes.splits or _implied_splits(axes)
+    asked_splits = axes.splits or _implied_splits(axes)
+    splits = [split for split in SPLITS if split in asked_splits]
     if "qualitative" in splits and (axes.isls or axes.difficulties):
         asked = "isl" if axes.isls else "difficulty"
         raise ConfigError(
@@ -132,7 +133,7 @@ def expand(axes: Axes, available: Iterable[Cell], defaults: dict[str, tuple[int,
             planned += _throughput(axes, points, concurrencies)
     if not planned:
         raise ConfigError("no cell is left to measure: the dataset has none of what was asked for")
-    return planned
+    return list(dict.fromkeys(planned))
 
 
 def _implied_splits(axes: Axes) -> tuple[str, ...]:
@@ -166,6 +167,10 @@ def _throughput(axes: Axes, points: Sequence[Cell], concurrencies: Sequence[int]
     missing = [i for i in axes.isls if i not in isls]
     if missing:
         raise ConfigError(f"the dataset has no ISL {', '.join(missing)}; it has {', '.join(isls) or 'none'}")
+    tiers = [d for d in DIFFICULTIES if any(difficulty == d for _, difficulty in present)]
+    missing = [d for d in axes.difficulties if d not in tiers]
+    if missing:
+        raise ConfigError(f"the dataset has no difficulty {', '.join(missing)}; it has {', '.join(tiers) or 'none'}")
     return [
         Cell("throughput", concurrency, isl=isl, difficulty=difficulty)
         for isl in isls

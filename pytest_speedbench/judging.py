@@ -59,9 +59,7 @@ def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
         window.turns, counters=window.counters, steady_ns=window.steady_ns, seed_parts=(labels.item_id,)
     )
     gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
-    saturated = client_problem(window.client)
-    if saturated is not None and any(_is_timing(gate.metric) for gate in gates):
-        gate_reasons.append(saturated)
+    gate_reasons += _saturated([window], gates)
     return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
 
 
@@ -78,6 +76,7 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
         return _result(cell, windows, {}, None, [reason], (), rules, labels)
     metrics, acceptance = summarise_overall(windows, seed_parts=(labels.item_id,))
     gates, reasons = _gates(cell, metrics, rules, labels)
+    reasons += _saturated(windows, gates)
     return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
 
 
@@ -86,8 +85,12 @@ def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
     return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))
 
 
-def _is_timing(metric: str) -> bool:
-    return METRICS[metric].log_scale
+def _saturated(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
+    """A client too slow to time anything matters only where a rate or a latency is gated."""
+    if not any(METRICS[gate.metric].log_scale for gate in gates):
+        return []
+    problems = {window.cell.name: client_problem(window.client) for window in windows}
+    return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
 
 
 def _gates(

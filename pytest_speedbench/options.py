@@ -196,7 +196,8 @@ def resolve(
     """The winner of command line > environment > ini > profile > default, parsed.
 
     ``command_line`` and ``ini`` are None where not given (a list, possibly empty, for repeatable
-    options). Raises ConfigError; the message tells the origin unless it is the command line.
+    options). An empty text counts as not given, except on the command line, where it is what an unset
+    shell variable leaves. Raises ConfigError; the message tells the origin unless it is the command line.
     """
     layers = (
         ("command line", command_line),
@@ -205,16 +206,19 @@ def resolve(
         ("profile", profile.get(option.key)),
     )
     for origin, raw in layers:
-        if raw is None or raw == [] or raw == "":
+        if raw is None or raw == [] or (raw == "" and origin != "command line"):
             continue
         try:
-            return Resolved(_parse(option, raw), origin)
+            return Resolved(parsed(option, raw), origin)
         except ConfigError as error:
             raise error if origin == "command line" else ConfigError(f"{error} (from {origin})") from None
     return Resolved(option.default, "default")
 
 
-def _parse(option: Option, raw: Any) -> Any:
+def parsed(option: Option, raw: Any) -> Any:
+    """The value of one layer: text, or what YAML makes of it. Raises ConfigError."""
+    if isinstance(raw, Mapping) or (isinstance(raw, list) and any(isinstance(part, list | Mapping) for part in raw)):
+        raise ConfigError(f"--speedbench-{option.name}: give a single value or a flat list, not {raw}")
     if option.repeatable:
         entries = raw.splitlines() if isinstance(raw, str) else raw
         return tuple(option.parse(option.name, str(entry)) for entry in entries)

@@ -129,7 +129,7 @@ def _cells(
         # Only concurrency was asked for: the gated cells, at those values.
         gated = list(dict.fromkeys(replace(cell, concurrency=n) for n in axes.concurrencies for cell in gated))
     if gated:
-        return _with_enough_prompts(settings, dataset, gated)
+        return _with_enough_prompts(settings, dataset, gated, files)
     if settings.measure_only:
         return _with_enough_prompts(settings, dataset, expand(axes, points, dict(settings.default_concurrency)))
     if files:
@@ -144,13 +144,17 @@ def _cells(
     )
 
 
-def _with_enough_prompts(settings: Settings, dataset: Dataset, cells: Iterable[Cell]) -> list[Cell]:
+def _with_enough_prompts(
+    settings: Settings, dataset: Dataset, cells: Iterable[Cell], files: Sequence[ThresholdsFile] = ()
+) -> list[Cell]:
     """Throughput cells need prompts for a steady window.
 
-    A concurrency that was asked for and cannot be held is an error; of the default ones those that
-    cannot are left out.
+    A concurrency that was asked for, by option or by a gate of ``files``, and cannot be held is an
+    error; of the default ones those that cannot are left out.
     """
-    kept, short = [], []
+    kept: list[Cell] = []
+    short: list[str] = []
+    asked = bool(settings.axes.concurrencies)
     for cell in cells:
         have = (
             len(dataset.prompts(cell))
@@ -160,12 +164,15 @@ def _with_enough_prompts(settings: Settings, dataset: Dataset, cells: Iterable[C
         need = STEADY_PROMPTS_PER_STREAM * cell.concurrency
         if cell.split == "throughput" and have < need:
             short.append(f"{cell.id(with_concurrency=True)} has {have} and needs {need}")
+            asked |= any(
+                gate.cell.concurrency is not None and gate.cell.matches(cell) for file in files for gate in file.gates
+            )
         else:
             kept.append(cell)
-    if short and (settings.axes.concurrencies or not kept):
+    if short and (asked or not kept):
         raise ConfigError(
             f"too few prompts for a steady window ({STEADY_PROMPTS_PER_STREAM} × concurrency): "
-            f"{'; '.join(short[:3])}{' …' if len(short) > 3 else ''}; lower --speedbench-concurrency"
+            f"{'; '.join(short[:3])}{' …' if len(short) > 3 else ''}; lower the concurrency, or give more prompts"
         )
     return kept
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_speedbench.cells import DEFAULT_CONCURRENCY, Axes
+from pytest_speedbench.data.loading import MINI
 from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Profile, Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, resolve
+from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, parsed, resolve
 
 if TYPE_CHECKING:
     from pytest_speedbench.gates.yaml_nodes import Value
@@ -78,7 +79,9 @@ def build(
     """Read every layer and check what can be checked without data, model or engine.
 
     Relative paths count from where they were written: the command line and the environment from
-    ``invocation_dir``, ini and profile from ``rootdir``. Raises ConfigError.
+    ``invocation_dir``, ini and profile from ``rootdir``. A model, drafter, tokenizer or dataset that is
+    there becomes an absolute path, since engines run in a folder of their own; anything else (a hub id,
+    a bundled name) stays as it is. Raises ConfigError.
     """
 
     def read(option: Option, profile: Mapping[str, Any]) -> Resolved:
@@ -100,11 +103,15 @@ def build(
         base = rootdir if found[key].origin.startswith(("ini", "profile", "default")) else invocation_dir
         return base / str(value(key))
 
+    def located(key: str) -> Any:
+        name = value(key)
+        return name if name in (None, MINI) or not path(key).exists() else str(path(key))
+
     thresholds, thresholds_origin = path("thresholds"), found["thresholds"].origin
     if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
         thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
     return Settings(
-        profiles=tuple(_profile(engine, value, file) for engine in engines),
+        profiles=tuple(_profile(engine, value, located, file) for engine in engines),
         axes=Axes(
             splits=value("split") or (),
             categories=value("category") or (),
@@ -113,7 +120,7 @@ def build(
             concurrencies=value("concurrency") or (),
         ),
         default_concurrency=embedded.CONCURRENCY if defaults.embedded else DEFAULT_CONCURRENCY,
-        dataset=_dataset(value("dataset"), found["dataset"].origin, rootdir, invocation_dir),
+        dataset=located("dataset"),
         prompts=value("prompts"),
         sampling=Sampling(
             osl_cap=value("osl"),
@@ -160,14 +167,8 @@ class _Defaults:
         return cls(embedded.defaults(found["method"].value))
 
 
-def _dataset(value: str, origin: str, rootdir: Path, invocation_dir: Path) -> str:
-    """A dataset that is a folder as an absolute path; ids and ``mini`` as they are."""
-    base = rootdir if origin.startswith(("ini", "profile")) else invocation_dir
-    return str(base / value) if (base / value).exists() else value
-
-
-def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile) -> Profile:
-    model = value("model")
+def _profile(engine: str, value: Callable[[str], Any], located: Callable[[str], Any], file: _ProfileFile) -> Profile:
+    model = located("model")
     if model is None:
         raise ConfigError(
             f"{engine}: no model was given; give --speedbench-model, or `model:` in the profile file {file.name}"
@@ -189,11 +190,11 @@ def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile) -> Pr
         label=engine,
         engine=engine,
         model=str(model),
-        tokenizer=value("tokenizer"),
+        tokenizer=located("tokenizer"),
         speculation=Speculation(
             method=method,
             draft_tokens=draft_tokens or 0,
-            draft_model=value("draft_model") if method != "none" else None,
+            draft_model=located("draft_model") if method != "none" else None,
         ),
         max_model_len=file.max_model_len,
         options=options,
@@ -226,16 +227,27 @@ class _ProfileFile:
 
         allowed = [option.key for option in OPTIONS if option.in_profile and option.key not in _SPECULATION_KEYS]
         entries = yaml_nodes.read(path).mapping(allowed=(*allowed, *_OWN_KEYS))
-        options: dict[str, Any] = {key: _plain(entry) for key, entry in entries.items() if key not in _OWN_KEYS}
+        options: dict[str, Any] = {key: _option(key, entry) for key, entry in entries.items() if key not in _OWN_KEYS}
         if "speculation" in entries:
             speculation = entries["speculation"].mapping(allowed=_SPECULATION_KEYS, required=("method",))
-            options |= {key: _plain(entry) for key, entry in speculation.items()}
+            options |= {key: _option(key, entry) for key, entry in speculation.items()}
         engines: dict[str, Mapping[str, Any]] = {}
         if "engines" in entries:
             for name, entry in entries["engines"].mapping(allowed=registry.NAMES).items():
                 engines[name] = {key: _plain(item) for key, item in entry.mapping().items()}
         length = entries["max_model_len"].count() if "max_model_len" in entries else None
         return cls(path.name, options, engines, length)
+
+
+def _option(key: str, entry: Value) -> Any:
+    """The value of an option, checked here so that a mistake is reported with its file and line."""
+    raw = _plain(entry)
+    if raw is not None:
+        try:
+            parsed(BY_KEY[key], raw)
+        except ConfigError as error:
+            raise entry.error(str(error)) from None
+    return raw
 
 
 def _plain(value: Value) -> Any:

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
-OWN = "pytest-speedbench own prompts"
+OWN = "pytest-speedbench-own-prompts"
 
 
 @dataclass(frozen=True)

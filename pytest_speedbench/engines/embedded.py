@@ -43,12 +43,12 @@ def thresholds_folder() -> Path:
 
 
 def resolve(model: str) -> Path:
-    """The file behind a model name: a path, or the default model by its bare name.
+    """The file behind a model name, absolute: a path, or the default model by its bare name.
 
     Raises ConfigError when the default model is meant and not installed.
     """
     path = Path(model)
-    return find_model() if model == MODEL_FILE and not path.exists() else path
+    return find_model() if model == MODEL_FILE and not path.exists() else path.absolute()
 
 
 def find_model() -> Path:

@@ -33,6 +33,8 @@ from pytest_speedbench.errors import ConfigError, RequestError
 from pytest_speedbench.measure.samples import Counters, Turn
 
 SERVER_SCRIPT = Path(__file__).with_name("llamacpp_server.py")
+_NUMBERS = {"port": 65535, "threads": 1024, "ngram_lookup": 1024}
+"""Options that are whole numbers from 1, and the highest value of each."""
 OPTIONS = ("python", "port", "threads", "ngram_lookup", "params", "args", "env")
 
 
@@ -56,6 +58,7 @@ class LlamaCpp:
         unknown = sorted(set(self._profile.options) - set(OPTIONS))
         if unknown:
             problems.append(f"llamacpp has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+        problems += _wrong_values(self._profile.options)
         try:
             self._version = _installed_version(self._python)
         except ConfigError as error:
@@ -258,6 +261,24 @@ def _error_text(body: bytes) -> str:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return body.decode("utf-8", "replace").strip()[:500]
+
+
+def _wrong_values(options: Mapping[str, Any]) -> list[str]:
+    """One line per option whose value cannot be used."""
+    wrong = []
+    for name, highest in _NUMBERS.items():
+        number = options.get(name)
+        if number is not None and not (type(number) is int and 1 <= number <= highest):
+            wrong.append(f"llamacpp: option {name} must be a whole number from 1 to {highest}, but is {number!r}")
+    for name, kind, what in (("params", dict, "a mapping"), ("env", dict, "a mapping"), ("args", list, "a list")):
+        if not isinstance(options.get(name, kind()), kind):
+            wrong.append(f"llamacpp: option {name} must be {what}, but is {options[name]!r}")
+    if not wrong:
+        try:
+            _params(options)
+        except ConfigError as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _params(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,5 +161,6 @@ def uninterrupted() -> Iterator[None]:
 
 def _ended(code: int) -> str:
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        known = {int(s): s.name for s in signal.Signals}
+        return f"was ended by {known.get(-code, f'signal {-code}')}"
     return f"exited with code {code}"

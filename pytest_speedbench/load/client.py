@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 
@@ -15,6 +16,7 @@ from pytest_speedbench.measure.samples import Turn
 
 Clock = Callable[[], int]
 GET_TIMEOUT_S = 10.0
+_SHOWN_BYTES = 200
 
 
 def fetcher(base_url: str) -> Callable[[str], bytes]:
@@ -22,7 +24,7 @@ def fetcher(base_url: str) -> Callable[[str], bytes]:
 
     def fetch(path: str) -> bytes:
         try:
-            response = httpx.get(base_url + path, timeout=GET_TIMEOUT_S)
+            response = httpx.get(base_url + path, timeout=GET_TIMEOUT_S, trust_env=False)
         except httpx.HTTPError as error:
             raise EngineError(f"GET {path} of the engine failed: {error or type(error).__name__}") from error
         if response.status_code != 200:
@@ -35,7 +37,7 @@ def fetcher(base_url: str) -> Callable[[str], bytes]:
 def is_ready(base_url: str, path: str) -> bool:
     """Whether the server answers 200 on its readiness path."""
     try:
-        return httpx.get(base_url + path, timeout=1.0).status_code == 200
+        return httpx.get(base_url + path, timeout=1.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -52,7 +54,9 @@ class StreamingClient:
             base_url=base_url,
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=0),
+            # The engine is on this machine: no proxy of the environment, and nothing to compress.
             trust_env=False,
+            headers={"accept-encoding": "identity"},
         )
 
     async def __aenter__(self) -> StreamingClient:
@@ -67,8 +71,8 @@ class StreamingClient:
             return await asyncio.wait_for(self._turn(request), deadline_s)
         except asyncio.TimeoutError:
             raise RequestError("deadline", f"not finished after {deadline_s:.0f} s") from None
-        except httpx.ConnectError as error:
-            raise RequestError("connection_refused", str(error)) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise RequestError("connection_refused", str(error) or type(error).__name__) from error
         except httpx.HTTPError as error:
             raise RequestError("stream_cut", str(error) or type(error).__name__) from error
 
@@ -83,5 +87,17 @@ class StreamingClient:
             async for chunk in response.aiter_raw():
                 at_ns = self._clock()
                 for data in events.feed(chunk):
-                    decoder.event(data, at_ns)
-        return decoder.finish(start_ns)
+                    with _readable(data):
+                        decoder.event(data, at_ns)
+        with _readable(b"the closing event"):
+            return decoder.finish(start_ns)
+
+
+@contextlib.contextmanager
+def _readable(data: bytes) -> Iterator[None]:
+    """An answer that is not what the engine's protocol says costs its turn, not the whole run."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        shown = data[:_SHOWN_BYTES].decode("utf-8", "replace")
+        raise RequestError("bad_event", f"cannot make sense of {shown} ({type(error).__name__}: {error})") from error

@@ -167,13 +167,11 @@ MATCH = {
     "gpu count": ("{gpu_count: -1}", "match.gpu_count must be at least 0, but is -1"),
     "version as number": (
         "{engine_version: 0.24}",
-        "match.engine_version must be a string, but is a number (0.24); "
-        'write it as in ">=0.24" or "==0.24.*", quoted',
+        'match.engine_version must be a string, but is a number (0.24); write it as in ">=0.24" or "==0.24.*", quoted',
     ),
     "version without operator": (
         "{engine_version: '0.24'}",
-        "match.engine_version '0.24' is not a version specifier; "
-        'write it as in ">=0.24" or "==0.24.*", quoted',
+        'match.engine_version \'0.24\' is not a version specifier; write it as in ">=0.24" or "==0.24.*", quoted',
     ),
 }
 

@@ -64,7 +64,9 @@ def test_narrower_pattern_overrides_per_metric() -> None:
 
 
 def test_patterns_that_cross_are_a_contradiction() -> None:
-    crossing = file_of(gate(10, CellPattern("throughput", isl="1k")), gate(20, CellPattern("throughput", concurrency=8)))
+    crossing = file_of(
+        gate(10, CellPattern("throughput", isl="1k")), gate(20, CellPattern("throughput", concurrency=8))
+    )
     message = (
         "a.yaml:20: user_tps of throughput-1k-mixed-c8 is also gated in a.yaml:10, and neither cell pattern is "
         "narrower; keep one, or match different runs"
@@ -148,7 +150,9 @@ def test_files_for_different_gpus_may_plan_the_same_cell() -> None:
 
 
 def test_plan_finds_contradictions_within_a_file() -> None:
-    crossing = file_of(gate(10, CellPattern("throughput", isl="1k")), gate(20, CellPattern("throughput", concurrency=8)))
+    crossing = file_of(
+        gate(10, CellPattern("throughput", isl="1k")), gate(20, CellPattern("throughput", concurrency=8))
+    )
     with pytest.raises(ConfigError, match=r"^a\.yaml:20: "):
         planned_cells([crossing], POINTS, CONCURRENCY)
 

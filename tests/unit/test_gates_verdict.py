@@ -41,7 +41,7 @@ CEILING = calibrated("ttft_p95_s", 0.23, 0.2, 0.15, 0.004, ceiling=True)
 EXACT = replace(FLOOR, evidence=Evidence(6, 2, 0.0, 0.0, DATE))
 # Assumed noise 0.5 %: PASS from 2 (1 + 1.64485 × 0.005) = 2.016449; FAIL below 2 (1 − 1.95996 × 0.005) = 1.980400.
 HAND_FLOOR = Limit("acceptance_length", 2.0, False, "a.yaml:1")
-# Assumed noise 4 % of p95: PASS up to 0.2 exp(−1.64485 × 0.04) = 0.187265; FAIL above 0.2 exp(1.95996 × 0.04) = 0.216311.
+# Assumed noise 4 %: PASS up to 0.2 exp(−1.64485 × 0.04) = 0.187265; FAIL above 0.2 exp(1.95996 × 0.04) = 0.216311.
 HAND_CEILING = Limit("ttft_p95_s", 0.2, True, "a.yaml:1")
 
 
@@ -106,9 +106,7 @@ def test_more_starts_narrow_the_band() -> None:
 
 def test_assumed_noise_shrinks_with_starts_but_not_with_repeats() -> None:
     def sigma(starts: int, repeats: int) -> float:
-        return judge(
-            "acceptance_length", 2.1, HAND_FLOOR, alpha=0.05, beta=0.05, starts=starts, repeats=repeats
-        ).sigma
+        return judge("acceptance_length", 2.1, HAND_FLOOR, alpha=0.05, beta=0.05, starts=starts, repeats=repeats).sigma
 
     assert sigma(1, 1) == sigma(1, 9) == pytest.approx(0.005)
     assert sigma(4, 1) == pytest.approx(0.0025)
@@ -130,7 +128,9 @@ def test_calibrated_floor_reports_what_it_can_see() -> None:
 
 def test_failing_needs_a_larger_drop_when_alpha_is_small() -> None:
     # (6.8688 + 0.8416) × 0.75 % = 5.783 % is more than 4 % + 0.8416 × 0.75 % = 4.631 %.
-    assert judge("acceptance_length", 2.0, NOISY, alpha=0.0005, beta=0.05).mde_failed == pytest.approx(0.05783, abs=1e-5)
+    assert judge("acceptance_length", 2.0, NOISY, alpha=0.0005, beta=0.05).mde_failed == pytest.approx(
+        0.05783, abs=1e-5
+    )
 
 
 def test_ceiling_reports_rises() -> None:
@@ -211,7 +211,9 @@ def test_unreachable_on_the_log_scale() -> None:
         ("9f86d081", "", "other_prompts"),
     ],
 )
-def test_reference_of_other_prompts_judges_nothing(pinned: str | None, measured: str | None, reason: str | None) -> None:
+def test_reference_of_other_prompts_judges_nothing(
+    pinned: str | None, measured: str | None, reason: str | None
+) -> None:
     evidence = replace(EXACT, evidence=Evidence(6, 2, 0.0, 0.0, DATE, prompts=pinned))
     result = judge("acceptance_length", 2.5, evidence, alpha=0.025, beta=0.05, prompts=measured)
     assert result.reason == reason

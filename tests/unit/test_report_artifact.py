@@ -27,6 +27,7 @@ from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report import artifact
 from pytest_speedbench.report.redact import Redactor
+from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.report.run_info import EngineRecord, GpuRecord, OptionRecord, RunInfo
 from pytest_speedbench.results import CellResult
 from tests.unit.test_report_samples import EVERY, FAILED, INVALID, PASSED, RUN
@@ -264,6 +265,7 @@ def test_secrets_are_scrubbed_from_whatever_an_engine_said(tmp_path: Path) -> No
     artifact.write(path, RUN, [result], complete=True, partial=False, redactor=redactor)
     assert canary not in path.read_text(encoding="utf-8")
     assert artifact.read(path)[1][0].reasons[0].message == "rejected *** by /v1"
+    assert redacted(result, redactor).reasons[0].message == "rejected *** by /v1"
 
 
 # What cannot be read

@@ -65,6 +65,9 @@ def test_every_line_names_profile_and_cell_and_no_line_holds_the_text(log: Path)
     assert {row["type"] for row in rows} == {"window", "turn", "failure"}
     assert {row["profile"] for row in rows} == {"vllm", "vllm-plain"}
     assert {row["cell"]["split"] for row in rows} == {"qualitative", "throughput"}
+    turn = next(row for row in rows if row["type"] == "turn")
+    assert turn["event_ns"] == [20_000_000, 29_000_000, 38_000_000, 47_000_000]
+    assert turn["step_ns"] == [20_000_000, None, 38_000_000, 47_000_000]
     assert "confidential" not in text
     assert len({row["text_sha256"] for row in rows if row["type"] == "turn"}) == 6
 
