@@ -23,6 +23,7 @@ from pytest_speedbench.planning import Plan, PlannedCell, static_facts
 from pytest_speedbench.report import artifact, run_info
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
+from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256, started
 
@@ -114,7 +115,7 @@ class Bench:
 
         A run that cannot carry a verdict is a result too: INVALID, with its reasons.
         """
-        result = self._measure(slot, planned, progress, judged=judged)
+        result = redacted(self._measure(slot, planned, progress, judged=judged), self.redactor)
         self.results.append(result)
         self.write(complete=False)
         return result

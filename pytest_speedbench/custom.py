@@ -40,7 +40,7 @@ class Speedbench:
     def __init__(
         self,
         bench: Bench,
-        slot: EngineSlot | None,
+        slot: EngineSlot,
         node_id: str,
         progress: CellProgress,
         attach: Callable[[CellResult], None],
@@ -54,7 +54,6 @@ class Speedbench:
     @property
     def engine(self) -> str:
         """Label of the engine's profile."""
-        assert self._slot is not None
         return self._slot.profile.label
 
     @property
@@ -90,7 +89,6 @@ class Speedbench:
         if len(cells) != 1 or cells[0].is_overall:
             names = ", ".join(cell.id(with_concurrency=True) for cell in cells[:4])
             raise ConfigError(f"name one cell, by category or by isl and difficulty; this names {names}")
-        assert self._slot is not None
         planned = PlannedCell(self._slot.profile, cells[0], self._node_id)
         result = self._bench.measure(self._slot, planned, self._progress, judged=False)
         self._attach(result)

@@ -13,6 +13,7 @@ from pytest_speedbench.session import BENCH, PROGRESS, bench_of
 
 if TYPE_CHECKING:
     from pytest_speedbench.bench import Bench, EngineSlot
+    from pytest_speedbench.custom import Speedbench
     from pytest_speedbench.planning import PlannedCell
     from pytest_speedbench.results import CellResult
 
@@ -30,6 +31,8 @@ def speedbench_engine(
     if request.config.option.setuponly:
         yield None
         return
+    if takeover.workers(request.config) > 1:
+        pytest.fail(takeover.too_many_workers(request.config), pytrace=False)
     bench = _bench(request.config)
     label = getattr(request, "param", bench.plan.settings.profiles[0].label)
     profile = next(p for p in bench.plan.settings.profiles if p.label == label)
@@ -67,15 +70,18 @@ def speedbench_enforce(request: pytest.FixtureRequest) -> Callable[[CellResult],
         if result.verdict is Verdict.INCONCLUSIVE:
             if bench.plan.settings.inconclusive == "fail":
                 pytest.fail(_text(bench, result), pytrace=False)
-            # Neither passed nor failed, in every report: pytest's word for that is xfail.
-            pytest.xfail(_text(bench, result))
+            # Neither passed nor failed, in every report: pytest's word for that is xfail. Raised, since
+            # under --runxfail the function pytest.xfail returns, and the item would pass.
+            raise pytest.xfail.Exception(_text(bench, result))
 
     return enforce
 
 
 @pytest.fixture
-def speedbench(request: pytest.FixtureRequest, speedbench_engine: EngineSlot | None) -> object:
+def speedbench(request: pytest.FixtureRequest, speedbench_engine: EngineSlot | None) -> Speedbench | None:
     """Measure cells from a test of your own: ``speedbench.run(category="coding").acceptance_length``."""
+    if speedbench_engine is None:
+        return None
     from pytest_speedbench.custom import Speedbench
 
     bench = request.config.stash[BENCH]

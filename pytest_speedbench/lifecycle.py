@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,17 +17,25 @@ if TYPE_CHECKING:
     from pytest_speedbench.bench import Bench
 
 NOTHING_MEASURED: pytest.StashKey[str] = pytest.StashKey()
+NOT_WRITTEN: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def start(config: pytest.Config) -> None:
-    """Make the plan of the suite before anything is collected. Raises UsageError with all that is missing."""
-    if not takeover.in_suite(config):
+    """Make the plan of the suite before anything is collected. Raises UsageError with all that is missing.
+
+    With tests of the project instead, a typed option that cannot work is refused here as well.
+    """
+    suite = takeover.in_suite(config)
+    if not suite and not takeover.asked_for(config):
         return
     try:
-        bench_of(config)
+        if suite:
+            bench_of(config)
+        else:
+            settings_of(config)
     except ConfigError as error:
         problems = [str(error)]
-        if not takeover.only_looking(config):
+        if suite and not takeover.only_looking(config):
             problems += _engine_problems(config)
         raise pytest.UsageError("\n".join(dict.fromkeys(problems))) from None
 
@@ -46,10 +54,12 @@ def _engine_problems(config: pytest.Config) -> list[str]:
 
 
 def prepare(config: pytest.Config) -> None:
-    """Check engines and prompts before the first engine starts. Raises UsageError."""
+    """Check engines, prompts and the place of the artifact before the first engine starts. Raises UsageError."""
     if takeover.in_suite(config) and not takeover.only_looking(config) and not takeover.is_worker(config):
         try:
             config.stash[BENCH].prepare()
+            # Also, so that a run that dies at its first cell does not leave the artifact of an earlier one.
+            config.stash[BENCH].write(complete=False)
         except ConfigError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -62,8 +72,12 @@ def header(config: pytest.Config) -> list[str]:
 
     bench = config.stash[BENCH]
     lines = header_lines(bench.run, encoding=_encoding())
-    if bench.plan.settings.embedded:
-        lines.insert(1, "  quick start  bundled model, prompts and limits; name --speedbench-model for your own")
+    settings = bench.plan.settings
+    if settings.embedded:
+        bundled = ["model"]
+        bundled += ["prompts"] if settings.dataset == "mini" else []
+        bundled += ["limits"] if settings.thresholds_origin == "shipped with the plugin" else []
+        lines.insert(1, f"  quick start bundled {', '.join(bundled)}; name --speedbench-model for your own")
     return lines
 
 
@@ -72,19 +86,23 @@ def finish(config: pytest.Config, exit_status: int) -> int:
     bench = config.stash.get(BENCH, None)
     if takeover.only_looking(config) or exit_status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         return exit_status
-    if bench is not None and takeover.workers(config) == 0 and (bench.results or bench.suite):
-        bench.write(complete=exit_status != pytest.ExitCode.INTERRUPTED)
+    complete = exit_status != pytest.ExitCode.INTERRUPTED
     if takeover.is_worker(config):
-        if bench is not None:
+        if bench is not None and (bench.results or bench.suite):
+            bench.write(complete=complete)
             _send_results(config, bench)
         return exit_status
+    not_written: list[str] = []
+    if bench is not None and takeover.workers(config) == 0 and (bench.results or bench.suite):
+        not_written += _problems_of(lambda: bench.write(complete=complete))
     if bench is not None and bench.results:
-        _write_reports(bench)
+        not_written += _write_reports(bench)
+    config.stash[NOT_WRITTEN] = not_written
     reason = _nothing_measured(config, bench)
     if reason:
         config.stash[NOTHING_MEASURED] = reason
-        if exit_status == pytest.ExitCode.OK and takeover.asked_for(config):
-            return int(pytest.ExitCode.TESTS_FAILED)
+    if exit_status == pytest.ExitCode.OK and (not_written or (reason and takeover.asked_for(config))):
+        return int(pytest.ExitCode.TESTS_FAILED)
     return exit_status
 
 
@@ -105,6 +123,9 @@ def summary(config: pytest.Config) -> list[list[tuple[str, dict[str, bool]]]]:
             encoding=_encoding(),
         )
         lines.append([(f"artifact: {os.path.relpath(bench.plan.settings.artifact)}", {})])
+    lines += [
+        [(f"speedbench: {problem}", {"red": True, "bold": True})] for problem in config.stash.get(NOT_WRITTEN, ())
+    ]
     reason = config.stash.get(NOTHING_MEASURED, None)
     if reason:
         lines.append([(reason, {"red": takeover.asked_for(config), "bold": True})])
@@ -135,13 +156,26 @@ def _nothing_measured(config: pytest.Config, bench: Bench | None) -> str | None:
     )
 
 
-def _write_reports(bench: Bench) -> None:
+def _write_reports(bench: Bench) -> list[str]:
+    """What could not be written."""
     from pytest_speedbench.report import github, junit
 
-    settings = bench.plan.settings
-    if settings.junit is not None:
-        junit.write(settings.junit, bench.run, bench.results, inconclusive=settings.inconclusive)
-    github.publish(bench.run, bench.results, os.environ)
+    settings, path = bench.plan.settings, bench.plan.settings.junit
+    problems = []
+    if path is not None:
+        problems += _problems_of(
+            lambda: junit.write(path, bench.run, bench.results, inconclusive=settings.inconclusive)
+        )
+    return problems + _problems_of(lambda: github.publish(bench.run, bench.results, os.environ))
+
+
+def _problems_of(write: Callable[[], None]) -> list[str]:
+    """What a report that cannot be written says: the others are still to come, and the run is not green."""
+    try:
+        write()
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _send_results(config: pytest.Config, bench: Bench) -> None:
@@ -173,6 +207,7 @@ def sort_items(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cells in the order of the plan, so that engines start once and ``overall`` comes last."""
     bench = config.stash.get(BENCH, None)
     if bench is not None and bench.suite:
+        takeover.refuse_rerun_marks(items)
         order = {f"[{planned.item_id}]": number for number, planned in enumerate(bench.plan.cells)}
         items.sort(key=lambda item: order.get(item.name.removeprefix("test_cell"), len(order)))
 

@@ -7,20 +7,29 @@ import pytest
 from pytest_speedbench.errors import ConfigError, InvalidRun
 
 
-def as_error(report: pytest.TestReport, call: pytest.CallInfo[None]) -> pytest.TestReport:
+def as_outcome(report: pytest.TestReport, call: pytest.CallInfo[None]) -> pytest.TestReport:
     """Show an InvalidRun or ConfigError raised by ``speedbench.run()`` as an error, without traceback.
 
     pytest tells errors from failures by the phase, so the report is moved to the set-up phase.
+    An INCONCLUSIVE that only warns is an expected failure, under ``--runxfail`` too.
     """
-    if call.when == "call" and call.excinfo is not None and call.excinfo.errisinstance((InvalidRun, ConfigError)):
+    if call.when != "call" or call.excinfo is None:
+        return report
+    if call.excinfo.errisinstance((InvalidRun, ConfigError)):
         report.when = "setup"
         report.longrepr = str(call.excinfo.value)
+    elif call.excinfo.errisinstance(pytest.xfail.Exception) and _is_inconclusive(report):
+        report.outcome = "skipped"
+        report.wasxfail = f"reason: {call.excinfo.value}"
     return report
+
+
+def _is_inconclusive(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    return dict(getattr(report, "user_properties", ())).get("speedbench_verdict") == "INCONCLUSIVE"
 
 
 def status_of(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
     """Category, letter and word for an INCONCLUSIVE cell under ``--speedbench-inconclusive=warn``."""
-    properties = dict(getattr(report, "user_properties", ()))
-    if hasattr(report, "wasxfail") and properties.get("speedbench_verdict") == "INCONCLUSIVE":
+    if hasattr(report, "wasxfail") and _is_inconclusive(report):
         return "inconclusive", "i", "INCONCLUSIVE"
     return None

@@ -17,7 +17,7 @@ from pytest_speedbench.fixtures import (
     speedbench_result,
 )
 from pytest_speedbench.options import OPTIONS
-from pytest_speedbench.outcomes import as_error, status_of
+from pytest_speedbench.outcomes import as_outcome, status_of
 
 __all__ = ["speedbench", "speedbench_enforce", "speedbench_engine", "speedbench_result"]
 
@@ -85,7 +85,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A run that cannot carry a verdict is an error, also in a user's own test."""
-    return as_error((yield), call)
+    return as_outcome((yield), call)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,9 +94,12 @@ def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -
     return status_of(report)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitCode) -> Generator[None, object, object]:
-    """Reports after the engines are down, before the terminal's summary; no exit 0 without a measurement."""
+    """Reports after the engines are down, before the terminal's summary; no exit 0 without a measurement.
+
+    The summary is another wrapper: only the innermost one is done before it.
+    """
     result = yield
     session.exitstatus = lifecycle.finish(session.config, int(exitstatus))
     return result

@@ -185,7 +185,10 @@ def _profile(engine: str, value: Callable[[str], Any], located: Callable[[str], 
     options = dict(file.engines.get(engine, {}))
     arguments = value("engine_arg")
     if arguments:
-        options["args"] = [*options.get("args", ()), *arguments]
+        given = options.get("args", [])
+        if not isinstance(given, list):
+            raise ConfigError(f"{file.name}: engines.{engine}.args must be a list, but is {given!r}")
+        options["args"] = [*given, *arguments]
     return Profile(
         label=engine,
         engine=engine,

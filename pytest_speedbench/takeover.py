@@ -32,8 +32,23 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def workers(config: pytest.Config) -> int:
-    """How many xdist workers this process controls."""
-    return 0 if is_worker(config) else len(getattr(config.option, "tx", None) or ())
+    """How many xdist workers this run has, 0 without xdist. A worker knows it too."""
+    if is_worker(config):
+        return int(getattr(config, "workerinput")["workercount"])  # noqa: B009
+    if getattr(config.option, "dist", "no") == "no":
+        return 0
+    return sum(_copies(spec) for spec in config.option.tx or ())
+
+
+def _copies(spec: str) -> int:
+    """How many workers an xdist spec starts: ``popen`` one, ``3*popen`` three."""
+    number, star, _ = spec.partition("*")
+    return int(number) if star and number.isdigit() else 1
+
+
+def too_many_workers(config: pytest.Config) -> str:
+    """Why more than one worker cannot measure."""
+    return f"{workers(config)} xdist workers would each start the same engine on the same hardware; use -n 0 or -n 1"
 
 
 def in_suite(config: pytest.Config) -> bool:
@@ -42,9 +57,10 @@ def in_suite(config: pytest.Config) -> bool:
 
 
 def only_looking(config: pytest.Config) -> bool:
-    """Whether this run is not meant to measure: --collect-only, --setup-only, --setup-plan."""
+    """Whether this run is not meant to measure: --collect-only, --setup-only, --fixtures and the like."""
     option = config.option
-    return bool(option.collectonly or option.setuponly or option.setupplan)
+    looking = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
+    return any(getattr(option, name, None) for name in looking)
 
 
 def take_over(config: pytest.Config) -> None:
@@ -70,8 +86,15 @@ def refuse_false_greens(config: pytest.Config) -> None:
     if getattr(option, "force_flaky", None):
         raise pytest.UsageError("--force-flaky turns a missed floor into a pass; drop it (or give -p no:flaky)")
     if workers(config) > 1:
+        raise pytest.UsageError(too_many_workers(config))
+
+
+def refuse_rerun_marks(items: list[pytest.Item]) -> None:
+    """Raise UsageError for a cell that a conftest marked as flaky: rerun plugins obey that too."""
+    if any(item.get_closest_marker("flaky") for item in items):
         raise pytest.UsageError(
-            f"{workers(config)} xdist workers would each start the same engine on the same hardware; use -n 0 or -n 1"
+            "a conftest marks every item as flaky, and a rerun turns a missed floor into a pass; "
+            "leave out items with the marker speedbench (or give -p no:rerunfailures -p no:flaky)"
         )
 
 

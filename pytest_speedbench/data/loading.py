@@ -105,9 +105,9 @@ def load(spec: str, configs: Collection[str] | None = None) -> Dataset:
 
 def _folder(spec: str) -> Path:
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if spec and path.is_dir():
         return path
-    if path.exists():
+    if spec and path.exists():
         raise ConfigError(f"dataset {spec!r} is a file; pass the folder that holds <config>.jsonl or Parquet files")
     if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
         raise ConfigError(

@@ -17,7 +17,7 @@ def read_jsonl(path: Path, config: str) -> tuple[Row, ...]:
     for a record that is not a row.
     """
     rows = []
-    # Split at newlines only: str.splitlines would also split at U+2028, which is legal inside JSON.
+    # Bytes are split, not text: str.splitlines also splits at U+2028, which is legal inside a JSON string.
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         where = f"{path}, line {number}"
         try:

@@ -101,5 +101,9 @@ def _sha256(stream: BinaryIO) -> str:
 
 
 def cpu_threads() -> int:
-    """Threads for CPU inference: the CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Threads for CPU inference: all but one of the CPUs this process may use, at least one.
+
+    llama.cpp's threads wait for each other spinning, so one that has to share its CPU with the
+    client stalls all of them: on a busy machine with two CPUs, two threads took 40 times as long as one.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)

@@ -71,7 +71,7 @@ def reconstruct(
     cut = 0
     for first, end, inside in stretches:
         if stopped and end == output_tokens + 1:
-            cut = _cut(inside, end)
+            cut = _cut(inside, first, end, window)
         divided = _lengths(end - first + (cut if end == output_tokens + 1 else 0), inside, window)
         lengths += divided
         arrivals += _arrivals(divided, first, inside, at)
@@ -100,15 +100,22 @@ def _stretches(rises: Sequence[_Rise], output_tokens: int) -> Iterator[tuple[int
         yield first, output_tokens + 1, inside
 
 
-def _cut(inside: Sequence[_Rise], end: int) -> int:
+def _cut(inside: Sequence[_Rise], first: int, end: int, window: Window) -> int:
     """Tokens that the last drafting step produced beyond the last output token.
 
-    With hidden tokens in front its start is not known; the latest start is taken, which gives the
-    most steps and so the lowest acceptance length.
+    With hidden tokens in front its start is not known. Where every draft fills its window, the number
+    of steps follows from the number of drafts; else the latest start is taken, which gives the most
+    steps and so the lowest acceptance length.
     """
     if not inside:
         return 0
-    return max(0, inside[-1].token + inside[-1].accepted + 1 - end)
+    last = inside[-1]
+    most = max(0, last.token + last.accepted + 1 - end)
+    size = window.draft_size
+    if last.hidden and size and window.cap - last.token >= size:
+        steps = sum(rise.drafted for rise in inside) // size
+        return min(most, max(0, steps + sum(rise.accepted for rise in inside) - (end - first)))
+    return most
 
 
 def _lengths(tokens: int, inside: Sequence[_Rise], window: Window) -> list[int]:

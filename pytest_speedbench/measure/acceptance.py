@@ -17,18 +17,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_speedbench.measure.samples import Counters, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Step lengths pooled over a cell; keys are lengths and include the bonus token."""
+    """Step lengths pooled over a cell; keys are lengths and include the bonus token.
+
+    ``histogram`` and the rates that follow from it are upstream's: the prefill is a step of length
+    1, and the last step counts as cut. ``decode_histogram`` has decode steps only, the last of each
+    turn left out: what the drafter achieved, whatever the output length.
+    """
 
     histogram: Mapping[int, int]
     conditional: Mapping[int, float]
     joint: Mapping[int, float]
+    decode_histogram: Mapping[int, int] = field(default_factory=dict)
     unresolved_steps: int = 0
 
 
@@ -198,12 +204,13 @@ def _reached(histogram: Mapping[int, int]) -> dict[int, int]:
 
 
 def acceptance(turns: Sequence[Turn]) -> Acceptance:
-    """Upstream's histogram of a cell with the rates that follow from it."""
+    """Upstream's histogram of a cell with the rates that follow from it, and that of decode steps."""
     lengths = histogram(turns)
     return Acceptance(
         histogram=lengths,
         conditional=conditional(lengths),
         joint=joint(lengths),
+        decode_histogram=uncut_histogram(turns),
         unresolved_steps=unresolved_steps(turns),
     )
 

@@ -40,9 +40,7 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
     """
     longest = draft_tokens + 1 if speculation else 1
     found = {
-        "nothing_measured": []
-        if window.turns
-        else [f"none of {_turns(_planned_turns(window), 'planned ')} was measured"],
+        "nothing_measured": _nothing(window),
         "lost_requests": _lost(window.failures),
         "incomplete": _incomplete(window),
         "duplicated": _duplicated(window),
@@ -90,6 +88,10 @@ def concurrency_problem(window: Window) -> Reason | None:
 
 
 # Completeness
+
+
+def _nothing(window: Window) -> list[str]:
+    return [] if window.turns else [f"none of {_turns(_planned_turns(window), 'planned ')} was measured"]
 
 
 def _lost(failures: Sequence[Failure]) -> list[str]:
@@ -182,7 +184,7 @@ def _mismatched_turns(turns: Sequence[Turn]) -> list[str]:
 
 def _broken_identities(turns: Sequence[Turn], longest: int) -> list[str]:
     wrong = [f"{_turn(turn)}: {fault}" for turn in turns for fault in _faults(turn, longest)]
-    return [f"the step counts contradict each other {len(wrong)}×: {_named(wrong)}"] if wrong else []
+    return [f"step counts contradict each other ({len(wrong)}×): {_named(wrong)}"] if wrong else []
 
 
 def _faults(turn: Turn, longest: int) -> Iterator[str]:
@@ -225,7 +227,7 @@ def _lengths_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
         elif turn.steps.unresolved and hidden > turn.steps.unresolved * (longest - 1):
             wrong.append(f"{_turn(turn)} accepted {hidden} drafts in {turn.steps.unresolved} steps of unknown length")
     if wrong:
-        yield f"a step emits 1 to {longest} tokens, not so in {_turns(len(wrong))}: {_named(wrong)}"
+        yield f"a step emits 1 to {longest} tokens, but not in {_turns(len(wrong))}: {_named(wrong)}"
 
 
 def _means_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How many tokens a step emitted, as text bars, with conditional acceptance per draft position."""
+"""How many tokens a decode step emitted, as text bars, with conditional acceptance per draft position."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def histogram_lines(results: Sequence[CellResult], *, width: int, encoding: str)
     else:
         return []
     acceptances = [result.acceptance for result in pooled if result.acceptance]
-    histogram = sum((Counter(dict(one.histogram)) for one in acceptances), Counter[int]())
+    histogram = sum((Counter(dict(one.decode_histogram)) for one in acceptances), Counter[int]())
     reference = next((gate.conditional_reference for r in pooled for gate in r.gates if gate.conditional_reference), ())
     unresolved = sum(one.unresolved_steps for one in acceptances)
     return _lines(title, histogram, unresolved, reference, width, encoding)
@@ -48,7 +48,7 @@ def _lines(
     was = f"{'was':>7}" if reference else ""
     unknown = f", {unresolved} of unknown length left out" if unresolved else ""
     lines: list[Line] = [
-        [(text(f"tokens per step · {title} · {steps} steps{unknown}"), BOLD)],
+        [(text(f"tokens per decode step · {title} · {steps} steps{unknown}"), BOLD)],
         [(f"  tokens    share  {'':{bar_width}}  draft  accepted{was}", {})],
     ]
     for length in range(1, longest + 1):
@@ -74,4 +74,4 @@ def _rate(value: float | None) -> str:
 
 
 def _steps(result: CellResult) -> bool:
-    return result.acceptance is not None and sum(result.acceptance.histogram.values()) > 0
+    return result.acceptance is not None and sum(result.acceptance.decode_histogram.values()) > 0

@@ -106,6 +106,7 @@ def _acceptance_to_json(acceptance: Acceptance) -> JSONObject:
         "histogram": {str(int(length)): int(steps) for length, steps in acceptance.histogram.items()},
         "conditional": {str(int(length)): number(rate) for length, rate in acceptance.conditional.items()},
         "joint": {str(int(length)): number(rate) for length, rate in acceptance.joint.items()},
+        "decode_histogram": {str(int(length)): int(steps) for length, steps in acceptance.decode_histogram.items()},
         "unresolved_steps": int(acceptance.unresolved_steps),
     }
 
@@ -115,6 +116,7 @@ def _acceptance_from_json(read: Fields) -> Acceptance:
         histogram=read.counts_by_length("histogram"),
         conditional=read.numbers_by_length("conditional"),
         joint=read.numbers_by_length("joint"),
+        decode_histogram=read.counts_by_length("decode_histogram"),
         unresolved_steps=read.integer("unresolved_steps"),
     )
 

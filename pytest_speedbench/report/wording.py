@@ -6,7 +6,7 @@ import math
 import re
 
 from pytest_speedbench.gates.verdict import GateResult, Verdict
-from pytest_speedbench.gates.wording import first_line
+from pytest_speedbench.gates.wording import comparison
 from pytest_speedbench.measure.acceptance import conditional_by_position
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.results import CellResult
@@ -83,15 +83,9 @@ def limit(gate: GateResult) -> str:
     return f"{short_name(gate.metric)} {sign} {quantity(gate.metric, gate.limit)}"
 
 
-def comparison(gate: GateResult) -> str:
-    """``acceptance_length 2.314 < limit 2.382 (−4.8 % from 2.431, margin 2 %, noise ±0.5 %)``."""
-    mark = "\0"
-    return first_line(gate, where=mark, engine="").partition(f" · {mark}")[0].removeprefix(f"{gate.verdict.value} ")
-
-
 def draft_positions(result: CellResult) -> tuple[float, ...]:
-    """Conditional acceptance per draft position, as far as any step got."""
-    histogram = result.acceptance.histogram if result.acceptance else {}
+    """Conditional acceptance per draft position of decode steps, as far as any step got."""
+    histogram = result.acceptance.decode_histogram if result.acceptance else {}
     return conditional_by_position(histogram, max(histogram, default=1) - 1)
 
 

@@ -60,8 +60,8 @@ def test_each_sub_category_has_its_share(some: list[Row], n: int, seed: int) -> 
 
     for kind, members in Counter(r.sub_category for r in some).items():
         share = n * members / len(some)
-        # Systematic sampling of each stratum, cut at a common place: at most one row off per stratum.
-        assert abs(chosen[kind] - share) < 4
+        # Each of the four strata is at most one row off at the common cut, and so moves that cut by one row.
+        assert abs(chosen[kind] - share) < 5
 
 
 def test_many_small_strata_are_not_passed_over_for_a_large_one() -> None:

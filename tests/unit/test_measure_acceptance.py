@@ -151,6 +151,7 @@ def test_upstream_histogram_counts_the_prefill_and_the_last_step_as_cut() -> Non
         histogram={1: 2, 2: 1, 3: 1, 4: 2},
         conditional={1: 1.0, 2: 4 / 6, 3: 3 / 4, 4: 2 / 3},
         joint={1: 1.0, 2: 4 / 6, 3: 3 / 6, 4: 2 / 6},
+        decode_histogram={4: 2},
     )
 
 
@@ -191,7 +192,7 @@ def test_without_speculation_every_length_is_one() -> None:
     assert acc.decode_acceptance_length_uncut(turns) == 1
     assert acc.acceptance_rate(turns) is None
     assert acc.drafted_acceptance_length(Counters(drafts=0, accepted=0)) is None
-    assert acc.acceptance(turns) == acc.Acceptance({1: 38}, {1: 1.0}, {1: 1.0})
+    assert acc.acceptance(turns) == acc.Acceptance({1: 38}, {1: 1.0}, {1: 1.0}, {1: 33})
 
 
 def test_drafted_length_needs_both_counters() -> None:
@@ -220,6 +221,11 @@ def test_rates_are_keyed_by_observed_lengths_only() -> None:
     assert acc.conditional({4: 30, 1: 70, 3: 0}) == {1: 1.0, 4: 0.3}
     assert acc.joint({4: 30, 1: 70, 3: 0}) == {1: 1.0, 4: 0.3}
     assert acc.conditional_by_position({4: 30, 1: 70}, 3) == (0.3, 1.0, 1.0)
+
+
+def test_positions_that_were_never_reached_have_rate_zero() -> None:
+    assert acc.conditional_by_position({1: 5}, 3) == (0.0, 0.0, 0.0)
+    assert acc.joint_by_position({1: 5}, 3) == (0.0, 0.0, 0.0)
 
 
 def test_lengths_beyond_the_draft_passed_every_position() -> None:

@@ -163,19 +163,15 @@ def test_counter_mismatch_lists_every_total() -> None:
 
 def test_token_ids_and_reported_tokens_must_agree() -> None:
     short = replace(TURNS[0], output_ids=(1, 2, 3))
-    assert (
-        only(window([short]), "counter_mismatch")
-        == "1 turn with two totals: a turn 1 has 3 token ids for 9 output tokens"
-    )
+    message = only(window([short]), "counter_mismatch")
+    assert message == "1 turn with two totals: a turn 1 has 3 token ids for 9 output tokens"
     assert found(window([replace(TURNS[0], output_ids=tuple(range(9)))])) == {}
 
 
 def test_more_tokens_in_the_stream_than_reported() -> None:
     long = replace(TURNS[0], event_tokens=(1, 4, 2, 3))
-    assert (
-        only(window([long]), "counter_mismatch")
-        == "1 turn with two totals: a turn 1 streamed 10 tokens of 9 output tokens"
-    )
+    message = only(window([long]), "counter_mismatch")
+    assert message == "1 turn with two totals: a turn 1 streamed 10 tokens of 9 output tokens"
 
 
 def test_tokens_held_back_at_the_end_are_no_mismatch() -> None:
@@ -188,7 +184,7 @@ def test_tokens_held_back_at_the_end_are_no_mismatch() -> None:
 def test_identity_of_tokens_and_steps() -> None:
     message = only(with_steps(Steps((4, 2, 3), accepted=6, drafted=9, cut=1), output_tokens=8), "identity")
     assert message == (
-        "the step counts contradict each other 1×: a turn 1: "
+        "step counts contradict each other (1×): a turn 1: "
         "N − 1 + cut = 8 − 1 + 1 is not A + S = 6 + 3 (output tokens, drafts accepted, steps)"
     )
 
@@ -229,7 +225,7 @@ def test_no_more_steps_draft_than_there_are() -> None:
 def test_many_offenders_are_counted_and_a_few_are_named() -> None:
     broken = [replace(turn(f"q{i}", [2, 2]), output_tokens=6) for i in range(5)]
     message = only(window(broken), "identity")
-    assert "5×: q0 turn 1" in message
+    assert "(5×): q0 turn 1" in message
     assert message.endswith("and 2 more")
     assert "q3" not in message
 
@@ -238,7 +234,7 @@ def test_many_offenders_are_counted_and_a_few_are_named() -> None:
 def test_a_step_longer_than_its_draft(length: int) -> None:
     broken = with_steps(Steps((4, length, 3), accepted=length + 4, drafted=9), output_tokens=length + 8)
     message = found(broken)["acceptance_out_of_range"]
-    assert message.startswith("a step emits 1 to 4 tokens, not so in 1 turn: a turn 1 has")
+    assert message.startswith("a step emits 1 to 4 tokens, but not in 1 turn: a turn 1 has")
     assert str(length) in message
 
 

@@ -54,9 +54,9 @@ def turn(
     )
 
 
-def plain(question_id: str, tokens: int, **fields: int) -> Turn:
+def plain(question_id: str, tokens: int, *, index: int = 0) -> Turn:
     """A turn without speculation: one token per step, nothing drafted."""
-    return turn(question_id, [1] * (tokens - 1), drafted=0, **fields)
+    return turn(question_id, [1] * (tokens - 1), drafted=0, index=index)
 
 
 def counters_of(turns: Sequence[Turn], *, drafts: int | None = None) -> Counters:

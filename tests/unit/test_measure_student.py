@@ -74,10 +74,11 @@ def test_closed_forms(p: float) -> None:
     assert t_quantile(p, math.inf) == near(NormalDist().inv_cdf(p))
 
 
-@pytest.mark.parametrize("p", [0.51, 0.8, 0.95, 0.999, 1 - 1e-9])
+@pytest.mark.parametrize("p", [0.3, 0.05, 1e-3, 1e-9, 1e-20, 1e-40])
 def test_both_methods_agree_where_they_meet(p: float) -> None:
     below, above = t_quantile(p, 1e4 * (1 - 1e-12)), t_quantile(p, 1e4)
-    assert below == near(above)
+    # Tighter than promised, so that every term of the series matters for one of these.
+    assert below == pytest.approx(above, rel=3e-11 if p < 0.01 else 1e-9)
 
 
 @given(st.floats(1e-9, 0.4999), st.floats(0.3, 1e6))

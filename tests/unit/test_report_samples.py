@@ -14,7 +14,7 @@ from pytest_speedbench.report.run_info import EngineRecord, GpuRecord, OptionRec
 from pytest_speedbench.results import CellResult
 
 HISTOGRAM = {1: 20000, 2: 9000, 3: 5000, 4: 7203}
-ACCEPTANCE = Acceptance(HISTOGRAM, conditional(HISTOGRAM), joint(HISTOGRAM))
+ACCEPTANCE = Acceptance(HISTOGRAM, conditional(HISTOGRAM), joint(HISTOGRAM), decode_histogram=HISTOGRAM)
 
 CODING = Cell("qualitative", 32, category="coding")
 OVERALL = Cell("qualitative", 32, category="overall")

@@ -74,7 +74,7 @@ coding           80  2.400    2.340–2.461  4000  AL ≥ 2.330    +3.0 %  PASS
 math             80  2.400    2.340–2.461  4000  –                  –  ungated
 ungated: TPS, user TPS, TTFT p95
 
-tokens per step · overall · 41203 steps
+tokens per decode step · overall · 41203 steps
   tokens    share                                  draft  accepted    was
        1   48.5 %  ██████████████████████████████
        2   21.8 %  █████████████▌                      1     0.515  0.530
@@ -178,5 +178,5 @@ def test_several_concurrencies_of_a_category_are_told_apart() -> None:
 
 def test_without_an_overall_cell_the_histogram_pools_the_cells() -> None:
     text = shown([PASSED, UNGATED])
-    assert "tokens per step · 2 cells pooled · 82406 steps" in text
+    assert "tokens per decode step · 2 cells pooled · 82406 steps" in text
     assert "1     0.515" in text

@@ -1,0 +1,62 @@
+"""Projects for the plugin to work on, and measurements that several tests look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.plugin import project as files
+
+
+@pytest.fixture(autouse=True, scope="session")
+def clean_environment() -> Iterator[None]:
+    """Nothing of the CI or the shell that runs these tests reaches the pytest that they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST")) or name in ("CI", "BUILD_NUMBER"):
+                patch.delenv(name)
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("PYTHONUTF8", "1")
+        yield
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project with three categories of two prompts, a limit for every cell, and a profile."""
+    files.write_project(pytester.path)
+    return pytester
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of pytest in ``folder``."""
+
+    folder: Path
+    result: pytest.RunResult
+
+    @property
+    def text(self) -> str:
+        return files.text(self.result)
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All cells measured and none judged, as a first run would, with warnings as errors."""
+    folder = tmp_path_factory.mktemp("measured")
+    files.write_project(folder)
+    result = files.run_pytest(folder, files.ENGINE, "--speedbench-measure-only", "-W", "error", "-rA")
+    assert result.ret == pytest.ExitCode.OK, files.text(result)
+    return Run(folder, result)
+
+
+@pytest.fixture(scope="session")
+def lengths(measured: Run) -> dict[str, float]:
+    """Acceptance length by category. Decoding is greedy, so every run has the same."""
+    return {
+        str(cell["cell"]["category"]): cell["metrics"]["acceptance_length"]["value"]
+        for cell in files.artifact(measured.folder)["cells"]
+    }

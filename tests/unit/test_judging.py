@@ -1,0 +1,374 @@
+"""From a window to a CellResult: every verdict, and every reason that reaches the result."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from pytest_speedbench.cells import OVERALL, Cell
+from pytest_speedbench.engines.base import Speculation
+from pytest_speedbench.gates.limits import CellPattern, Evidence, Family, Gate, Limit, ThresholdsFile
+from pytest_speedbench.gates.match import Facts, Match
+from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.judging import Labels, Rules, invalid, judge_overall, judge_window
+from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
+from pytest_speedbench.results import CellResult
+from tests.unit.test_measure_samples import counters_of, plain, turn, window
+
+CODING = Cell("qualitative", 8, category="coding")
+QA = Cell("qualitative", 8, category="qa")
+ALL = Cell("qualitative", 8, category=OVERALL)
+MIXED = Cell("throughput", 8, isl="1k", difficulty="mixed")
+POINTS = (Cell("qualitative", 1, category="coding"), Cell("qualitative", 1, category="qa"))
+FACTS = Facts("llamacpp", "org/m", "draft", 3, None, "mini", engine_version="1.5")
+LABELS = Labels("llamacpp", "llamacpp-qualitative-coding", "per-step totals", "abcdef", 1.5)
+SATURATED = Client(lag_p99_s=0.5, cpu_share=1.0)
+
+# 12 tokens in 6 steps of 2, prefill included 13 tokens in 7 steps: 13 / 7 = 1.857142….
+TURNS = tuple(turn(f"q{i}", [2] * 6) for i in range(4))
+AL = 13 / 7
+# Tokens at 100 ms, then every 10 ms: 12 tokens in 60 ms.
+USER_TPS = 200.0
+
+
+def limit(value: float, metric: str = "acceptance_length", line: int = 4, **fields: Any) -> Limit:
+    return Limit(metric, value, metric.startswith("ttft"), f"thresholds/a.yaml:{line}", **fields)
+
+
+def file_of(
+    *limits: Limit, cell: Cell | None = CODING, path: str = "thresholds/a.yaml", match: Match | None = None
+) -> ThresholdsFile:
+    pattern = CellPattern() if cell is None else CellPattern(cell.split, cell.category, cell.isl, cell.difficulty)
+    gates = (Gate(pattern, limits, f"{path}:3"),) if limits else ()
+    return ThresholdsFile(path, 1, match or Match(), "request_mean", Family(), gates)
+
+
+def rules(*files: ThresholdsFile, measure_only: bool = False, others: tuple[str, ...] = (), k: int = 3) -> Rules:
+    return Rules(
+        files=files,
+        others=others,
+        facts=FACTS,
+        points=POINTS,
+        default_concurrency={"qualitative": (8,), "throughput": (8,)},
+        speculation=Speculation("draft", k) if k else Speculation(),
+        measure_only=measure_only,
+    )
+
+
+def judged(*limits: Limit, measured: Window | None = None, **fields: Any) -> CellResult:
+    measured = window(TURNS, cell=CODING) if measured is None else measured
+    files = (file_of(*limits, cell=measured.cell),) if limits else ()
+    return judge_window(measured, rules(*files, **fields), LABELS)
+
+
+def codes(result: CellResult) -> list[str]:
+    return [reason.code for reason in result.reasons]
+
+
+# Verdicts. Hand-written limits assume a noise of 0.5 %: PASS from L (1 + 1.64485 × 0.005) = 1.008224 L; the only
+# cell of its file spends all of α = 5 %: FAIL below L (1 − 1.64485 × 0.005) = 0.991776 L.
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (1.8, Verdict.PASS),
+        (AL / 1.0083, Verdict.PASS),
+        (AL / 1.0081, Verdict.INCONCLUSIVE),
+        (AL, Verdict.INCONCLUSIVE),
+        (AL / 0.9919, Verdict.INCONCLUSIVE),
+        (AL / 0.9916, Verdict.FAIL),
+        (2.5, Verdict.FAIL),
+    ],
+)
+def test_verdict_by_the_limit(value: float, verdict: Verdict) -> None:
+    result = judged(limit(value))
+    assert result.verdict is verdict
+    assert result.reasons == ()
+    (gate,) = result.gates
+    assert (gate.verdict, gate.limit, gate.source) == (verdict, value, "thresholds/a.yaml:4")
+    assert gate.value == pytest.approx(AL)
+
+
+def test_the_result_in_full() -> None:
+    result = judged(limit(1.8))
+    assert (result.profile, result.item_id, result.cell) == ("llamacpp", LABELS.item_id, CODING)
+    assert (result.conversations, result.conversations_planned, result.turns) == (4, 4, 4)
+    assert (result.prompts_sha256, result.steps_source, result.duration_s) == ("abcdef", "per-step totals", 1.5)
+    assert result.metrics["acceptance_length"].value == pytest.approx(AL)
+    assert result.metrics["user_tps"].value == pytest.approx(USER_TPS)
+    assert result.acceptance is not None
+    assert dict(result.acceptance.histogram) == {1: 4, 2: 24}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((1.8, 150.0), Verdict.PASS),
+        ((1.8, 200.0), Verdict.INCONCLUSIVE),
+        ((2.5, 200.0), Verdict.FAIL),
+        ((1.8, 300.0), Verdict.FAIL),
+    ],
+)
+def test_the_worst_gate_decides(values: tuple[float, float], verdict: Verdict) -> None:
+    result = judged(limit(values[0]), limit(values[1], "user_tps", 5))
+    assert result.verdict is verdict
+    assert [gate.metric for gate in result.gates] == ["acceptance_length", "user_tps"]
+
+
+def test_measure_only_judges_nothing() -> None:
+    result = judged(limit(2.5), measure_only=True)
+    assert (result.verdict, result.gates, result.reasons) == (None, (), ())
+    assert result.metrics
+    result = judged(measured=window((), planned=[("q", 1)]), measure_only=True)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["nothing_measured", "incomplete"])
+
+
+# INVALID by the gates
+
+
+def test_no_gate() -> None:
+    result = judged()
+    assert result.verdict is Verdict.INVALID
+    assert result.reasons == (
+        Reason(
+            "no_gate",
+            "no thresholds file gates qualitative-coding-c8; add a limit, or use --speedbench-measure-only",
+        ),
+    )
+    # The measurement is there all the same.
+    assert result.metrics["acceptance_length"].value == pytest.approx(AL)
+
+
+def test_no_gate_names_the_near_misses() -> None:
+    mismatched = file_of(limit(1.8), path="thresholds/b.yaml", match=Match(engine_version=SpecifierSet(">=2")))
+    other_cell = file_of(limit(1.8), cell=QA, path="thresholds/c.yaml")
+    result = judge_window(
+        window(TURNS, cell=CODING), rules(mismatched, other_cell, others=("d.yaml: method: wanted 'ngram'",)), LABELS
+    )
+    (reason,) = result.reasons
+    assert reason.code == "no_gate"
+    assert reason.message == (
+        "no thresholds file gates qualitative-coding-c8 (thresholds/b.yaml: engine_version: wanted '>=2', found '1.5' "
+        "| d.yaml: method: wanted 'ngram'); add a limit, or use --speedbench-measure-only"
+    )
+
+
+@pytest.mark.parametrize(
+    ("match", "line"),
+    [
+        (Match(engine_version=SpecifierSet("<1.5")), "engine_version: wanted '<1.5', found '1.5'"),
+        (Match(gpu="NVIDIA H100*"), "gpu: wanted 'NVIDIA H100*', found none"),
+        (Match(gpu_count=2), "gpu_count: wanted 2, found 0"),
+    ],
+)
+def test_a_runtime_mismatch_leaves_no_gate(match: Match, line: str) -> None:
+    result = judge_window(window(TURNS, cell=CODING), rules(file_of(limit(1.8), match=match)), LABELS)
+    assert result.verdict is Verdict.INVALID
+    assert result.gates == ()
+    assert line in result.reasons[0].message
+
+
+def test_a_file_that_fits_is_used_beside_one_that_does_not() -> None:
+    fits = file_of(limit(1.8), match=Match(engine_version=SpecifierSet(">=1.5"), gpu_count=0))
+    misses = file_of(limit(9.9), path="thresholds/b.yaml", match=Match(gpu="NVIDIA H100*"))
+    result = judge_window(window(TURNS, cell=CODING), rules(misses, fits), LABELS)
+    assert result.verdict is Verdict.PASS
+
+
+def test_an_invalid_gate_makes_the_cell_invalid_with_its_reason() -> None:
+    evidence = Evidence(6, 1, 0.05, 0.0, dt.date(2026, 12, 1))
+    result = judged(limit(1.8, reference=1.85, margin=0.027, evidence=evidence))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["unreachable"])
+    assert result.reasons[0].message.endswith("(thresholds/a.yaml:4)")
+    pinned = replace(evidence, sd_start=0.0, prompts="123456")
+    result = judged(limit(1.8, reference=1.85, margin=0.027, evidence=pinned))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["other_prompts"])
+
+
+def test_a_gated_metric_that_was_not_measured() -> None:
+    # All tokens of a turn came at once, so that it has no rate.
+    turns = [replace(t, event_ns=t.event_ns[:1], event_tokens=(t.output_tokens,)) for t in TURNS]
+    result = judged(limit(10.0, "user_tps"), measured=window(turns, cell=CODING))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["not_measured"])
+
+
+def test_pooled_files_compare_the_pooled_length() -> None:
+    # 2 tokens in 2 steps, 13 in 7: mean 1.4286, pooled 15 / 9 = 1.6667.
+    turns = (turn("a", [1]), turn("b", [2] * 6))
+    pooled = limit(1.6, estimator="pooled")
+    assert judged(pooled, measured=window(turns, cell=CODING)).verdict is Verdict.PASS
+    assert judged(limit(1.6), measured=window(turns, cell=CODING)).verdict is Verdict.FAIL
+
+
+# INVALID by the window
+
+
+def broken(code: str) -> Window:
+    sound = window(TURNS, cell=CODING)
+    stray = turn("stray", [2])
+    return {
+        "nothing_measured": window((), planned=[("q0", 1)], cell=CODING),
+        "lost_requests": replace(
+            sound, planned=(*sound.planned, ("q9", 1)), failures=(Failure("q9", 0, "stream_cut", "gone"),)
+        ),
+        "incomplete": replace(sound, planned=(*sound.planned, ("q9", 1))),
+        "duplicated": window([*TURNS, TURNS[0]], planned=sound.planned, cell=CODING),
+        "unplanned": window([*TURNS, stray], planned=sound.planned, cell=CODING),
+        "counter_mismatch": replace(sound, counters=replace(sound.counters, output_tokens=51)),
+        "no_speculation": window([plain(f"q{i}", 5) for i in range(3)], cell=CODING),
+    }[code]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "nothing_measured",
+        "lost_requests",
+        "incomplete",
+        "duplicated",
+        "unplanned",
+        "counter_mismatch",
+        "no_speculation",
+    ],
+)
+def test_a_window_that_cannot_carry_a_verdict(code: str) -> None:
+    # A floor that would be met makes no difference.
+    result = judged(limit(0.5), measured=broken(code))
+    assert result.verdict is Verdict.INVALID
+    assert code in codes(result)
+    assert judged(limit(0.5), measured=broken(code), measure_only=True).verdict is Verdict.INVALID
+
+
+def test_speculation_that_nobody_asked_for() -> None:
+    plain_turns = [plain(f"q{i}", 5) for i in range(3)]
+    sound = window(plain_turns, cell=CODING, counters=counters_of(plain_turns, drafts=0))
+    assert judged(limit(0.5), measured=sound, k=0).verdict is Verdict.PASS
+    drafting = replace(sound, counters=replace(sound.counters, drafts=3))
+    result = judged(limit(0.5), measured=drafting, k=0)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["unexpected_speculation"])
+
+
+def test_reasons_of_window_and_gates_add_up() -> None:
+    assert codes(judged(measured=broken("counter_mismatch"))) == ["counter_mismatch", "no_gate"]
+
+
+# Timing
+
+
+def test_a_saturated_client_matters_to_timing_gates_only() -> None:
+    slow = replace(window(TURNS, cell=CODING), client=SATURATED)
+    assert judged(limit(1.8), measured=slow).verdict is Verdict.PASS
+    for metric, value in (("user_tps", 1.0), ("output_tps", 1.0), ("ttft_p95_s", 9.0)):
+        result = judged(limit(1.8), limit(value, metric, 5), measured=slow)
+        assert (result.verdict, codes(result)) == (Verdict.INVALID, ["client_saturated"])
+        assert result.reasons[0].message.startswith("coding: the load client was saturated")
+        assert judged(limit(1.8), limit(value, metric, 5)).verdict is Verdict.PASS
+    assert judged(limit(1.0, "user_tps"), measured=slow, measure_only=True).verdict is None
+
+
+def test_concurrency_that_was_not_held_voids_a_throughput_cell() -> None:
+    turns: tuple[Turn, ...] = TURNS
+    held = window(turns, cell=MIXED, steady_ns=(1, 200_000_000))
+    assert judged(limit(1.0, "output_tps"), measured=held).verdict is Verdict.PASS
+    never = window(turns, cell=MIXED)
+    result = judged(limit(1.0, "output_tps"), measured=never)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["concurrency_not_held"])
+    # Qualitative cells have no steady window to hold.
+    assert judged(limit(1.0, "output_tps"), measured=window(turns, cell=CODING)).verdict is Verdict.PASS
+
+
+# Overall
+
+PARTS = {
+    "coding": window(tuple(turn(f"c{i}", [2] * 6, category="coding") for i in range(2)), cell=CODING),
+    "qa": window(tuple(turn(f"a{i}", [1] * 6, category="qa") for i in range(2)), cell=QA),
+}
+
+
+def overall(
+    *limits: Limit,
+    parts: dict[str, Window | None] | None = None,
+    others: tuple[ThresholdsFile, ...] = (),
+    **fields: Any,
+) -> CellResult:
+    labels = replace(LABELS, item_id="llamacpp-qualitative-overall")
+    given = dict(PARTS) if parts is None else parts
+    files = (file_of(*limits, cell=ALL),) if limits else ()
+    return judge_overall(ALL, given, rules(*files, **fields), labels)
+
+
+def test_overall_is_over_all_conversations() -> None:
+    # Two conversations at 13 / 7, two at 7 / 7.
+    result = overall(limit(1.4))
+    assert result.verdict is Verdict.PASS
+    assert result.metrics["acceptance_length"].value == pytest.approx((13 / 7 + 1) / 2)
+    assert (result.conversations, result.conversations_planned, result.turns) == (4, 4, 4)
+    assert "output_tps" not in result.metrics
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"coding": PARTS["coding"], "qa": None}, "its 2 categories, and 1 have no sound measurement: qa"),
+        ({"coding": None, "qa": None}, "its 2 categories, and 2 have no sound measurement: coding, qa"),
+        ({}, "its 0 categories, and 0 have no sound measurement: "),
+    ],
+)
+def test_an_incomplete_family(parts: dict[str, Window | None], message: str) -> None:
+    for measure_only in (False, True):
+        result = overall(limit(0.5), parts=parts, measure_only=measure_only)
+        assert result.verdict is Verdict.INVALID
+        assert result.reasons == (Reason("incomplete_family", f"overall needs all of {message}"),)
+        assert result.gates == ()
+
+
+def test_overall_without_a_gate() -> None:
+    result = overall()
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["no_gate"])
+    assert overall(measure_only=True).verdict is None
+
+
+def test_overall_cannot_gate_what_it_does_not_have() -> None:
+    result = overall(limit(1.0, "output_tps"))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["not_measured"])
+
+
+def test_a_client_saturated_in_one_category_voids_overall_timing() -> None:
+    # The category itself is sound where only its acceptance is gated.
+    parts: dict[str, Window | None] = PARTS | {"qa": replace(PARTS["qa"], client=SATURATED)}
+    assert overall(limit(1.4), parts=parts).verdict is Verdict.PASS
+    result = overall(limit(1.0, "user_tps"), parts=parts)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["client_saturated"])
+    assert result.reasons[0].message.startswith("qa: the load client was saturated")
+    assert overall(limit(1.0, "user_tps")).verdict is Verdict.PASS
+
+
+def test_overall_spends_half_of_alpha() -> None:
+    # Two categories share the other half: 1.25 % each, t = 2.2414.
+    files = (file_of(limit(9.0), cell=None),)
+    both = judge_overall(ALL, dict(PARTS), rules(*files), LABELS)
+    one = judge_window(PARTS["coding"], rules(*files), LABELS)
+    assert both.gates[0].verdict is one.gates[0].verdict is Verdict.FAIL
+    # α of the overall gate is 2.5 % and not split: FAIL below L (1 − 1.95996 × 0.005).
+    mean = (13 / 7 + 1) / 2
+    edge = (file_of(limit(mean / (1 - 1.9601 * 0.005)), cell=None),)
+    inside = (file_of(limit(mean / (1 - 1.9598 * 0.005)), cell=None),)
+    assert judge_overall(ALL, dict(PARTS), rules(*edge), LABELS).verdict is Verdict.FAIL
+    assert judge_overall(ALL, dict(PARTS), rules(*inside), LABELS).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_cell_that_could_not_be_measured() -> None:
+    result = invalid(CODING, Reason("engine_died", "gone"), LABELS)
+    assert (result.verdict, result.reasons) == (Verdict.INVALID, (Reason("engine_died", "gone"),))
+    assert (result.profile, result.item_id, dict(result.metrics), result.gates) == (
+        "llamacpp",
+        LABELS.item_id,
+        {},
+        (),
+    )

@@ -1,0 +1,346 @@
+"""Which cells are planned, and what the messages say when none are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_speedbench.cells import Axes, Cell
+from pytest_speedbench.engines.base import Profile, Sampling, Speculation
+from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.gates.match import Facts
+from pytest_speedbench.planning import make, static_facts, without_cells
+from pytest_speedbench.settings import Settings
+
+PROFILE = Profile("llamacpp", "llamacpp", "org/model", Speculation("draft", 4))
+MATCH = "match: {engine: llamacpp, model: org/model, method: draft, draft_tokens: 4, dataset: data}"
+
+
+def row(question_id: str, category: str, sub: str = "") -> dict[str, Any]:
+    return {"question_id": question_id, "category": category, "sub_category": sub, "turns": [f"Say {question_id}"]}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a dataset and an empty thresholds folder."""
+    write_data(tmp_path)
+    (tmp_path / "thresholds").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_data(folder: Path) -> None:
+    """Two categories of 12 prompts, and three throughput points of 20, 20 and 9."""
+    files = {
+        "qualitative": [row(f"{c}-{i}", c, f"s{i % 3}") for c in ("coding", "qa") for i in range(12)],
+        "throughput_1k": [row(f"1k-{d}-{i}", d) for d in ("low_entropy", "mixed") for i in range(20)],
+        "throughput_8k": [row(f"8k-{i}", "mixed") for i in range(9)],
+    }
+    data = folder / "data"
+    data.mkdir()
+    for name, rows in files.items():
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def settings_of(place: Path, **fields: Any) -> Settings:
+    base = Settings(
+        profiles=(PROFILE,),
+        axes=Axes(),
+        default_concurrency={"qualitative": (1,), "throughput": (2, 4, 8)},
+        dataset=str(place / "data"),
+        prompts=None,
+        sampling=Sampling(osl_cap=32),
+        seed=0,
+        thresholds=place / "thresholds",
+        thresholds_origin="default",
+        measure_only=False,
+        inconclusive="fail",
+        turn_timeout_s=1.0,
+        start_timeout_s=1.0,
+        artifact=place / "speedbench.json",
+        junit=None,
+        embedded=False,
+        origins=(),
+    )
+    return replace(base, **fields)
+
+
+def gates(place: Path, *cells: str, match: str = MATCH, name: str = "a.yaml") -> None:
+    lines = ["schema: 1", match, "gates:"]
+    for cell in cells:
+        lines += [f"  - cell: {{{cell}}}", "    output_tps: {min: 1}" if "isl" in cell else "    user_tps: {min: 1}"]
+    (place / "thresholds" / name).write_text("\n".join(lines) + "\n")
+
+
+def planned(place: Path, **fields: Any) -> list[str]:
+    return [cell.item_id for cell in make(settings_of(place, **fields)).cells]
+
+
+def refused(place: Path, **fields: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make(settings_of(place, **fields))
+    return str(caught.value)
+
+
+# What is planned
+
+
+def test_gated_cells_are_planned_with_overall_last(place: Path) -> None:
+    gates(place, "category: overall", "category: qa", "isl: 1k, difficulty: mixed, concurrency: 4")
+    assert planned(place) == [
+        "llamacpp-qualitative-qa",
+        "llamacpp-throughput-1k-mixed-c4",
+        "llamacpp-qualitative-overall",
+    ]
+
+
+def test_a_gate_without_concurrency_stands_for_the_default_ones(place: Path) -> None:
+    gates(place, "isl: 1k, difficulty: mixed")
+    # 20 prompts hold 2 and 4 (8 and 16 needed), not 8 (32).
+    assert planned(place) == ["llamacpp-throughput-1k-mixed-c2", "llamacpp-throughput-1k-mixed-c4"]
+
+
+def test_explicit_axes_win_over_what_is_gated(place: Path) -> None:
+    gates(place, "category: qa")
+    assert planned(place, axes=Axes(categories=("coding",))) == ["llamacpp-qualitative-coding"]
+    assert planned(place, axes=Axes(isls=("8k",))) == ["llamacpp-throughput-8k-mixed-c2"]
+    assert planned(place, axes=Axes(splits=("qualitative",))) == [
+        "llamacpp-qualitative-coding",
+        "llamacpp-qualitative-qa",
+        "llamacpp-qualitative-overall",
+    ]
+
+
+def test_concurrency_alone_moves_the_gated_cells(place: Path) -> None:
+    gates(place, "category: qa, concurrency: 32", "isl: 1k, difficulty: mixed, concurrency: 4")
+    assert planned(place, axes=Axes(concurrencies=(3,))) == [
+        "llamacpp-qualitative-qa",
+        "llamacpp-throughput-1k-mixed-c3",
+    ]
+    assert planned(place, axes=Axes(concurrencies=(2, 3))) == [
+        "llamacpp-qualitative-qa-c2",
+        "llamacpp-throughput-1k-mixed-c2",
+        "llamacpp-qualitative-qa-c3",
+        "llamacpp-throughput-1k-mixed-c3",
+    ]
+
+
+def test_concurrency_alone_does_not_repeat_cells_gated_at_several(place: Path) -> None:
+    gates(place, "category: qa, concurrency: 1", "category: qa, concurrency: 2")
+    assert planned(place) == ["llamacpp-qualitative-qa-c1", "llamacpp-qualitative-qa-c2"]
+    assert planned(place, axes=Axes(concurrencies=(4,))) == ["llamacpp-qualitative-qa"]
+
+
+def test_measure_only_without_gates_plans_all(place: Path) -> None:
+    (place / "thresholds").rmdir()
+    every = planned(place, measure_only=True)
+    assert every == [
+        "llamacpp-qualitative-coding",
+        "llamacpp-qualitative-qa",
+        "llamacpp-throughput-1k-low_entropy-c2",
+        "llamacpp-throughput-1k-low_entropy-c4",
+        "llamacpp-throughput-1k-mixed-c2",
+        "llamacpp-throughput-1k-mixed-c4",
+        "llamacpp-throughput-8k-mixed-c2",
+        "llamacpp-qualitative-overall",
+    ]
+
+
+def test_measure_only_with_gates_plans_those(place: Path) -> None:
+    gates(place, "category: qa")
+    assert planned(place, measure_only=True) == ["llamacpp-qualitative-qa"]
+
+
+def test_ids_of_several_profiles_are_unique(place: Path) -> None:
+    gates(place, "category: qa", "category: overall", match="match: {engine: llamacpp}")
+    other = replace(PROFILE, label="other", speculation=Speculation("none"))
+    plan = make(settings_of(place, profiles=(PROFILE, other)))
+    assert [cell.item_id for cell in plan.cells] == [
+        "llamacpp-qualitative-qa",
+        "llamacpp-qualitative-overall",
+        "other-qualitative-qa",
+        "other-qualitative-overall",
+    ]
+    assert set(plan.matching) == {"llamacpp", "other"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data only, for tests that write nothing."""
+    folder = tmp_path_factory.mktemp("planning")
+    write_data(folder)
+    return folder
+
+
+@given(
+    splits=st.sampled_from([(), ("qualitative",), ("throughput",), ("throughput", "qualitative")]),
+    concurrencies=st.sets(st.integers(1, 3), max_size=3).map(tuple),
+    prompts=st.none() | st.integers(8, 30),
+)
+def test_ids_are_unique_ascii_and_stable(
+    shared: Path, splits: tuple[str, ...], concurrencies: tuple[int, ...], prompts: int | None
+) -> None:
+    def ids() -> list[str]:
+        axes = Axes(splits=splits, concurrencies=concurrencies)
+        try:
+            return planned(shared, axes=axes, prompts=prompts, measure_only=True)
+        except ConfigError as error:
+            return [re.sub("[^a-z]+", "-", str(error))]
+
+    found = ids()
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in found)
+    assert ids() == found
+
+
+# Near misses
+
+
+def test_a_file_that_almost_fits_is_named_with_what_differs(place: Path) -> None:
+    gates(place, "category: qa", match="match: {engine: llamacpp, model: org/other, draft_tokens: 3}", name="b.yaml")
+    assert refused(place) == (
+        "no thresholds file fits llamacpp, so nothing is planned (thresholds/b.yaml: model: wanted 'org/other', found "
+        "'org/model'; draft_tokens: wanted 3, found 4); add a file, name cells with --speedbench-split, or measure "
+        "without judging with --speedbench-measure-only"
+    )
+
+
+def test_others_are_kept_beside_the_matching(place: Path) -> None:
+    gates(place, "category: qa")
+    gates(place, "category: qa", match="match: {method: ngram}", name="b.yaml")
+    plan = make(settings_of(place))
+    assert [file.path for file in plan.matching["llamacpp"]] == ["thresholds/a.yaml"]
+    assert plan.others["llamacpp"] == ("thresholds/b.yaml: method: wanted 'ngram', found 'draft'",)
+
+
+def test_runtime_fields_do_not_matter_to_the_plan(place: Path) -> None:
+    gates(place, "category: qa", match='match: {engine: llamacpp, gpu: "NVIDIA H100*", engine_version: ">=99"}')
+    assert planned(place) == ["llamacpp-qualitative-qa"]
+
+
+def test_a_fitting_file_for_other_data(place: Path) -> None:
+    gates(place, "category: stem")
+    assert refused(place) == (
+        "thresholds/a.yaml gates no cell that dataset data has; name cells with --speedbench-split, or another dataset"
+    )
+
+
+def test_no_thresholds_at_all(place: Path) -> None:
+    (place / "thresholds").rmdir()
+    assert refused(place) == (
+        f"there are no thresholds at {place}/thresholds; write some (`speedbench init` makes a stub), give "
+        "--speedbench-thresholds, or measure without judging with --speedbench-measure-only"
+    )
+    # A path that was typed must be there, also where nothing is judged.
+    assert "there are no thresholds at" in refused(place, thresholds_origin="command line", measure_only=True)
+
+
+def test_explicit_axes_need_no_gate_to_be_planned(place: Path) -> None:
+    gates(place, "category: qa", match="match: {method: ngram}")
+    plan = make(settings_of(place, axes=Axes(categories=("qa",))))
+    assert [cell.item_id for cell in plan.cells] == ["llamacpp-qualitative-qa"]
+    assert plan.matching["llamacpp"] == ()
+
+
+# Prompts
+
+
+def test_too_few_prompts_for_an_asked_concurrency(place: Path) -> None:
+    assert refused(place_with_gate(place), axes=Axes(isls=("8k",), concurrencies=(2, 4))) == (
+        "too few prompts for a steady window (4 × concurrency): throughput-8k-mixed-c4 has 9 and needs 16; "
+        "lower the concurrency, or give more prompts"
+    )
+    message = refused(place, axes=Axes(isls=("1k", "8k"), concurrencies=(8, 16)))
+    assert message.count(" has ") == 3
+    assert " …; lower" in message
+
+
+def place_with_gate(place: Path) -> Path:
+    gates(place, "category: qa")
+    return place
+
+
+def test_too_few_prompts_for_a_gates_own_concurrency(place: Path) -> None:
+    # A limit that nobody measures must not look as if it had been met.
+    gates(place, "isl: 1k, difficulty: mixed, concurrency: 4", "isl: 1k, difficulty: mixed, concurrency: 16")
+    assert "throughput-1k-mixed-c16 has 20 and needs 64" in refused(place)
+    assert "throughput-1k-mixed-c4 has 15 and needs 16" in refused(place, prompts=15)
+
+
+def test_too_few_prompts_for_every_default(place: Path) -> None:
+    gates(place, "isl: 8k, difficulty: mixed")
+    assert planned(place) == ["llamacpp-throughput-8k-mixed-c2"]
+    assert "throughput-8k-mixed-c2 has 7 and needs 8" in refused(place, prompts=7)
+
+
+def test_the_default_concurrencies_left_out_do_not_touch_others(place: Path) -> None:
+    gates(place, "category: qa", "isl: 8k, difficulty: mixed")
+    assert planned(place, prompts=3) == ["llamacpp-qualitative-qa"]
+
+
+def test_qualitative_cells_need_no_steady_window(place: Path) -> None:
+    gates(place, "category: qa, concurrency: 64")
+    assert planned(place, prompts=2) == ["llamacpp-qualitative-qa"]
+
+
+@pytest.mark.parametrize(
+    "cell", [Cell("qualitative", 1, category="qa"), Cell("throughput", 2, isl="1k", difficulty="mixed")]
+)
+def test_prompts_are_a_nested_subset(place: Path, cell: Cell) -> None:
+    place_with_gate(place)
+
+    def rows(prompts: int | None, seed: int = 0) -> list[str]:
+        plan = make(settings_of(place, prompts=prompts, seed=seed))
+        return [row.question_id for row in plan.rows(cell)]
+
+    every = rows(None)
+    assert len(every) == (12 if cell.category else 20)
+    smaller: set[str] = set()
+    for number in range(1, len(every) + 1):
+        chosen = rows(number)
+        assert len(chosen) == len(set(chosen)) == number
+        assert smaller < set(chosen) <= set(every)
+        smaller = set(chosen)
+    assert rows(1000) == every
+    assert {tuple(rows(4, seed)) for seed in range(5)} != {tuple(rows(4))}
+
+
+# Facts
+
+
+def test_static_facts(place: Path) -> None:
+    sampling = Sampling(osl_cap=16, temperature=0.5, ignore_eos=True)
+    profile = replace(PROFILE, speculation=Speculation("draft", 4, "org/draft"))
+    facts = static_facts(profile, settings_of(place, sampling=sampling), "data")
+    assert facts == Facts("llamacpp", "org/model", "draft", 4, "org/draft", "data", 16, 0.5, True)
+    assert facts.engine_version is None
+
+
+def test_models_given_as_files_go_by_their_name(place: Path) -> None:
+    files: Mapping[str, Path] = {name: place / f"{name}.gguf" for name in ("target", "drafter")}
+    for path in files.values():
+        path.touch()
+    speculation = Speculation("draft", 4, str(files["drafter"]))
+    profile = replace(PROFILE, model=str(files["target"]), speculation=speculation)
+    facts = static_facts(profile, settings_of(place), "data")
+    assert (facts.model, facts.draft_model) == ("target.gguf", "drafter.gguf")
+
+
+def test_a_plan_for_a_users_own_tests_needs_no_thresholds(place: Path) -> None:
+    (place / "thresholds").rmdir()
+    plan = without_cells(settings_of(place))
+    assert plan.cells == ()
+    assert plan.matching == plan.others == {"llamacpp": ()}
+    assert len(plan.rows(Cell("qualitative", 1, category="qa"))) == 12
+
+
+def test_data_that_are_not_there(place: Path) -> None:
+    assert "no such folder" in refused(place, dataset=str(place / "gone"))
