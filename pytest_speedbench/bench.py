@@ -167,7 +167,7 @@ class Bench:
             prompts_sha256=prompts_sha256(conversations),
             duration_s=time.monotonic() - began,
         )
-        result = judge_window(window, self._rules(profile, slot.running, judged=judged), labels)
+        result = judge_window(window, self._rules(planned, slot.running, judged=judged), labels)
         # Whether a cell has a gate of its own does not matter to the overall cell.
         if all(reason.code == "no_gate" for reason in result.reasons):
             self._sound[profile.label, cell.concurrency, str(cell.category)] = window
@@ -189,10 +189,10 @@ class Bench:
             steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
             prompts_sha256=prompts_sha256(slot.running.prepared.conversations(rows)),
         )
-        return judge_overall(cell, parts, self._rules(profile, slot.running, judged=judged), labels)
+        return judge_overall(cell, parts, self._rules(planned, slot.running, judged=judged), labels)
 
-    def _rules(self, profile: Profile, running: RunningEngine, *, judged: bool) -> Rules:
-        plan = self.plan
+    def _rules(self, planned: PlannedCell, running: RunningEngine, *, judged: bool) -> Rules:
+        plan, profile = self.plan, planned.profile
         return Rules(
             files=plan.matching[profile.label],
             others=plan.others[profile.label],
@@ -203,6 +203,7 @@ class Bench:
             default_concurrency=plan.settings.default_concurrency,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
+            gate_required=not planned.supporting,
         )
 
     def _prepare(self, profile: Profile) -> Prepared:

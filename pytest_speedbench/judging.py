@@ -23,7 +23,8 @@ from pytest_speedbench.results import CellResult
 class Rules:
     """What one profile's cells are judged by.
 
-    ``files`` fit the static facts, ``others`` says why other files do not. ``points`` and
+    ``files`` fit the static facts, ``others`` says why other files do not. ``gate_required``: a cell
+    without a gate is INVALID. ``points`` and
     ``default_concurrency`` fix each file's family, whatever is selected.
     """
 
@@ -34,6 +35,7 @@ class Rules:
     default_concurrency: Mapping[str, tuple[int, ...]]
     speculation: Speculation
     measure_only: bool
+    gate_required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def _gates(
         )
         for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
     )
-    if not gates:
+    if not gates and rules.gate_required:
         wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
         why = f" ({' | '.join(wrong[:3])})" if wrong else ""
         return (), [
@@ -140,7 +142,7 @@ def _result(
 ) -> CellResult:
     if reasons:
         verdict: Verdict | None = Verdict.INVALID
-    elif rules.measure_only:
+    elif not gates:
         verdict = None
     else:
         verdict = combine(gates)

@@ -53,9 +53,12 @@ def _engine_problems(config: pytest.Config) -> list[str]:
     return problems
 
 
-def prepare(config: pytest.Config) -> None:
+def prepare(session: pytest.Session) -> None:
     """Check engines, prompts and the place of the artifact before the first engine starts. Raises UsageError."""
-    if takeover.in_suite(config) and not takeover.only_looking(config) and not takeover.is_worker(config):
+    config = session.config
+    if not takeover.in_suite(config) or takeover.only_looking(config) or takeover.is_worker(config):
+        return
+    if session.items or takeover.workers(config):
         try:
             config.stash[BENCH].prepare()
             # Also, so that a run that dies at its first cell does not leave the artifact of an earlier one.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Cell, expand
+from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Axes, Cell, expand
 from pytest_speedbench.data.loading import Dataset, select
 from pytest_speedbench.data.loading import load as load_dataset
 from pytest_speedbench.data.schema import Row
@@ -22,11 +22,15 @@ from pytest_speedbench.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
-    """One item of the suite. ``item_id`` is what stands in the brackets of its node id."""
+    """One item of the suite. ``item_id`` is what stands in the brackets of its node id.
+
+    ``supporting`` cells were not asked for: an overall cell needs them. They may be without a gate.
+    """
 
     profile: Profile
     cell: Cell
     item_id: str
+    supporting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def make(settings: Settings) -> Plan:
         matching[profile.label] = tuple(file for file in files if not mismatches[file.path])
         others[profile.label] = tuple(f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines)
         planned = _cells(settings, dataset, matching[profile.label], others[profile.label], profile)
-        cells += _items(profile, planned)
+        cells += _items(profile, planned, _support(planned, dataset.points(), settings.axes))
     return Plan(settings, dataset, matching, others, tuple(cells))
 
 
@@ -177,13 +181,28 @@ def _with_enough_prompts(
     return kept
 
 
-def _items(profile: Profile, cells: Sequence[Cell]) -> list[PlannedCell]:
+def _support(cells: Sequence[Cell], points: Sequence[Cell], axes: Axes) -> set[Cell]:
+    """Categories that only the overall cells among ``cells`` need."""
+    needed = {
+        replace(point, concurrency=cell.concurrency)
+        for cell in cells
+        if cell.is_overall
+        for point in points
+        if point.split == cell.split
+    }
+    by_name = {cell for cell in cells if axes.categories and cell.category not in axes.categories}
+    return (needed - set(cells)) | (needed & by_name)
+
+
+def _items(profile: Profile, asked: Sequence[Cell], support: set[Cell]) -> list[PlannedCell]:
+    cells = [*asked, *sorted(support - set(asked), key=lambda cell: (cell.concurrency, str(cell.category)))]
     several = len({cell.concurrency for cell in cells if cell.split == "qualitative"}) > 1
     return [
         PlannedCell(
             profile,
             cell,
             f"{profile.label}-{cell.id(with_concurrency=several or cell.split == 'throughput')}",
+            supporting=cell in support,
         )
         for cell in sorted(cells, key=lambda cell: cell.is_overall)
     ]

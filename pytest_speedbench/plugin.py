@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Check engines and prompts before anything starts."""
-    lifecycle.prepare(session.config)
+    lifecycle.prepare(session)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -67,9 +67,10 @@ def take_over(config: pytest.Config) -> None:
     """Put the suite in the place of the rootdir's tests, if the user typed an engine and no path.
 
     Options in addopts, ini or the environment do not: a repo's own tests must stay reachable.
+    An xdist worker is given the words that its controller was given, and comes to the same answer.
     """
     typed = any(str(arg).startswith(f"--speedbench-{_ENGINE.name}") for arg in config.invocation_params.args)
-    if typed and not is_worker(config) and config.args_source is not pytest.Config.ArgsSource.ARGS:
+    if typed and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(SUITE)]
 
 

@@ -251,6 +251,10 @@ LIMIT = {
         limit("{min: 1:30}", metric="user_tps"),
         "gates[0].user_tps.min must be a finite decimal number, but is a number (1:30)",
     ),
+    "leading zero": (
+        limit("{min: 010}", metric="user_tps"),
+        "gates[0].user_tps.min must be a finite decimal number, but is a number (010)",
+    ),
     "quoted": (
         limit("{min: '2.4'}"),
         "gates[0].acceptance_length.min must be a finite decimal number, but is a string (2.4)",
