@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import MIN_STARTS
-from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.gates.verdict import UNREACHABLE, Verdict
 from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.measure.statistics import run_sigma
 from pytest_speedbench.report.artifact import Flags
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
 from pytest_speedbench.report.wording import draft_positions
@@ -22,12 +25,25 @@ _WORKLOAD = {"osl": "osl_cap", "temperature": "temperature", "ignore_eos": "igno
 _PROMPTS_SHOWN = 12
 
 
-def thresholds_yaml(artifacts: Sequence[Artifact]) -> str:
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How far, relatively, a limit lies below its reference: policy, not a measure of noise."""
+
+    overall: float = METRICS[_METRIC].overall_margin
+    category: float = METRICS[_METRIC].margin
+
+    def of(self, cell: Cell) -> float:
+        """The margin of one cell."""
+        return self.overall if cell.is_overall else self.category
+
+
+def thresholds_yaml(artifacts: Sequence[Artifact], margins: Margins) -> str:
     """The text of a thresholds file that gates the acceptance length of every cell in ``artifacts``.
 
     The reference is the mean over the runs, the limit lies a margin below it, and the evidence holds
     the standard deviation between runs. Raises ConfigError for fewer than five runs, for unlike or
-    unfinished ones, and for cells that were not measured soundly in each.
+    unfinished ones, for cells that were not measured soundly in each, and for margins that are too
+    narrow for the noise: their gates would be INVALID ``unreachable``.
     """
     engine = _common_engine(artifacts)
     runs = [_cells(run, results, flags) for run, results, flags in artifacts]
@@ -38,8 +54,17 @@ def thresholds_yaml(artifacts: Sequence[Artifact]) -> str:
             raise ConfigError(f"the run of {run.started} and the first one differ in {odd.id(with_concurrency=True)}")
     date = max(run.started for run, _, _ in artifacts)[:10]
     lines = [*_head(artifacts[0][0], engine), "gates:"]
+    too_narrow = []
     for cell in cells:
-        lines += _gate(cell, [measured[cell] for measured in runs], date)
+        gate = _Gate.of(cell, [measured[cell] for measured in runs], margins.of(cell))
+        lines += gate.lines(date)
+        if gate.needed_margin > gate.margin:
+            too_narrow.append(f"{cell.name} (σ {gate.sigma:.1%}, needs {math.ceil(100 * gate.needed_margin)}%)")
+    if too_narrow:
+        raise ConfigError(
+            f"the margin must be {UNREACHABLE} σ at least, and is too narrow for {', '.join(too_narrow)}; measure more "
+            "engine starts or more prompts, or widen it with --margin and --overall-margin"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -92,27 +117,56 @@ def _head(run: RunInfo, engine: EngineRecord) -> Iterator[str]:
     yield "family: {alpha: 0.05, beta: 0.05}"
 
 
-def _gate(cell: Cell, results: Sequence[CellResult], date: str) -> Iterator[str]:
-    prompts = {result.prompts_sha256 for result in results}
-    if len(prompts) > 1:
-        raise ConfigError(f"the runs measured different prompts in {cell.id(with_concurrency=True)}")
-    values = [result.metrics[_METRIC].value for result in results]
-    spec = METRICS[_METRIC]
-    margin = spec.overall_margin if cell.is_overall else spec.margin
-    reference = round(statistics.fmean(values), 4)
-    rates = [statistics.fmean(rates) for rates in zip(*(draft_positions(result) for result in results), strict=False)]
-    fields = ", ".join(f"{name}: {value}" for name, value in cell.as_dict().items())
-    evidence = {
-        "starts": len(values),
-        "repeats": 1,
-        "sd_start": f"{statistics.stdev(values):.4g}",
-        "date": date,
-        "prompts": f'"{prompts.pop()[:_PROMPTS_SHOWN]}"',
-        "conditional": "[" + ", ".join(f"{rate:.3f}" for rate in rates) + "]",
-    }
-    yield f"  - cell: {{{fields}}}"
-    yield f"    {_METRIC}:"
-    yield f"      min: {reference * (1 - margin):.4f}"
-    yield f"      reference: {reference}"
-    yield f"      margin: {margin:.0%}"
-    yield "      evidence: {" + ", ".join(f"{name}: {value}" for name, value in evidence.items()) + "}"
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """One calibrated limit. ``sigma`` is the relative noise of a single run against the reference."""
+
+    cell: Cell
+    values: tuple[float, ...]
+    margin: float
+    prompts: str
+    conditional: tuple[float, ...]
+
+    @classmethod
+    def of(cls, cell: Cell, results: Sequence[CellResult], margin: float) -> _Gate:
+        prompts = {result.prompts_sha256 for result in results}
+        if len(prompts) > 1:
+            raise ConfigError(f"the runs measured different prompts in {cell.id(with_concurrency=True)}")
+        rates = zip(*(draft_positions(result) for result in results), strict=False)
+        return cls(
+            cell=cell,
+            values=tuple(result.metrics[_METRIC].value for result in results),
+            margin=margin,
+            prompts=prompts.pop(),
+            conditional=tuple(statistics.fmean(position) for position in rates),
+        )
+
+    @property
+    def reference(self) -> float:
+        return round(statistics.fmean(self.values), 4)
+
+    @property
+    def sigma(self) -> float:
+        sd, starts = statistics.stdev(self.values), len(self.values)
+        noise = run_sigma(sd, 0.0, starts=1, repeats=1, cal_starts=starts, cal_repeats=1)
+        return noise.sigma / self.reference
+
+    @property
+    def needed_margin(self) -> float:
+        return UNREACHABLE * self.sigma
+
+    def lines(self, date: str) -> Iterator[str]:
+        evidence = {
+            "starts": len(self.values),
+            "repeats": 1,
+            "sd_start": f"{statistics.stdev(self.values):.4g}",
+            "date": date,
+            "prompts": f'"{self.prompts[:_PROMPTS_SHOWN]}"',
+            "conditional": "[" + ", ".join(f"{rate:.3f}" for rate in self.conditional) + "]",
+        }
+        yield "  - cell: {" + ", ".join(f"{name}: {value}" for name, value in self.cell.as_dict().items()) + "}"
+        yield f"    {_METRIC}:"
+        yield f"      min: {self.reference * (1 - self.margin):.4f}"
+        yield f"      reference: {self.reference}"
+        yield f"      margin: {100 * self.margin:g}%"
+        yield "      evidence: {" + ", ".join(f"{name}: {value}" for name, value in evidence.items()) + "}"

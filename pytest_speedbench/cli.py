@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate = commands.add_parser("calibrate", help="print a thresholds file from measure-only artifacts")
     calibrate.add_argument("artifacts", nargs="+", type=Path, help="one artifact per engine start, at least 5")
+    calibrate.add_argument("--margin", type=_share, help="how far a limit lies below its reference (default: 4%%)")
+    calibrate.add_argument("--overall-margin", type=_share, help="the same for the overall cell (default: 2%%)")
     calibrate.set_defaults(run=_calibrate)
     return parser
 
@@ -95,5 +97,15 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from pytest_speedbench import calibration
     from pytest_speedbench.report import artifact
 
-    print(calibration.thresholds_yaml([artifact.read(path) for path in arguments.artifacts]), end="")
+    default = calibration.Margins()
+    margins = calibration.Margins(arguments.overall_margin or default.overall, arguments.margin or default.category)
+    print(calibration.thresholds_yaml([artifact.read(path) for path in arguments.artifacts], margins), end="")
     return 0
+
+
+def _share(text: str) -> float:
+    """``5%`` or ``0.05``."""
+    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a share between 0 and 1, such as 4%")
+    return share

@@ -25,7 +25,7 @@ def defaults(method: str | None) -> dict[str, Any]:
     ``method`` is what the user asked for, None for the default. The model is named, not looked
     up: a plan can be made where it is not installed.
     """
-    method = method or "draft"
+    method = method or "ngram"
     return {
         "model": MODEL_FILE,
         "dataset": "mini",

@@ -93,7 +93,7 @@ class LlamaCpp:
             "method": speculation.method,
             "draft_model": str(draft_model),
             "draft_tokens": speculation.draft_tokens,
-            "ngram_lookup": int(profile.options.get("ngram_lookup", 3)),
+            "ngram_lookup": int(profile.options.get("ngram_lookup", 2)),
             "params": _params(profile.options),
         }
         return Launch(
