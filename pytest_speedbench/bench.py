@@ -15,7 +15,7 @@ from pytest_speedbench.cells import OVERALL, Cell
 from pytest_speedbench.engines.base import Capacity, Profile
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
-from pytest_speedbench.judging import Labels, Rules, invalid, judge_overall, judge_window
+from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.samples import Window
@@ -168,8 +168,8 @@ class Bench:
             duration_s=time.monotonic() - began,
         )
         result = judge_window(window, self._rules(planned, slot.running, judged=judged), labels)
-        # Whether a cell has a gate of its own does not matter to the overall cell.
-        if all(reason.code == "no_gate" for reason in result.reasons):
+        # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
+        if is_sound(window, profile.speculation):
             self._sound[profile.label, cell.concurrency, str(cell.category)] = window
         return result
 

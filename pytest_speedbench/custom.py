@@ -14,7 +14,7 @@ from pytest_speedbench.planning import PlannedCell
 from pytest_speedbench.results import CellResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Measured:
     """One measured cell. Every metric of the README is an attribute: ``measured.output_tps``."""
 
@@ -26,6 +26,12 @@ class Measured:
             has = ", ".join(self.result.metrics)
             raise AttributeError(f"this cell has no metric {name!r}; it has {has}")
         return metric.value
+
+    def __repr__(self) -> str:
+        # What an assertion that failed shows of it.
+        metrics = self.result.metrics
+        shown = [f"{name}={metrics[name].value:.4g}" for name in ("acceptance_length", "output_tps") if name in metrics]
+        return f"<{', '.join([f'Measured {self.result.cell.id(with_concurrency=True)}', *shown])}>"
 
     @property
     def acceptance(self) -> Acceptance:

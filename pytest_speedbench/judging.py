@@ -82,6 +82,11 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
     return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
 
 
+def is_sound(window: Window, speculation: Speculation) -> bool:
+    """Whether the window's counts can be trusted, whatever its gates say."""
+    return not problems(window, speculation=speculation.active, draft_tokens=speculation.draft_tokens)
+
+
 def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
     """The result of a cell that could not be measured at all."""
     return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))

@@ -113,11 +113,21 @@ class RunningEngine:
     def measure(
         self, cell: Cell, conversations: Sequence[Conversation], sampling: Sampling, progress: Progress
     ) -> Window:
-        """Measure one cell. Raises EngineDied when the engine is gone afterwards."""
+        """Measure one cell.
+
+        Raises EngineDied when the engine is gone afterwards, ConfigError for a cell beyond the
+        capacity that it was started with.
+        """
         if cell.concurrency > self.capacity.max_batch_size:
             raise ConfigError(
                 f"concurrency {cell.concurrency} is above the {self.capacity.max_batch_size} that the engine was "
                 "started for; name it in --speedbench-concurrency"
+            )
+        longest = max(self.prepared.context_needed(c, sampling.osl_cap) for c in conversations)
+        if longest > self.capacity.max_model_len:
+            raise ConfigError(
+                f"{cell.id(with_concurrency=True)} needs a context of {longest} tokens, and the engine was started with "
+                f"{self.capacity.max_model_len}; set max_model_len in the profile"
             )
         self.process.require_alive()
         if cell.concurrency not in self._warmed:

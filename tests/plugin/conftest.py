@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_speedbench import tokenize
+from pytest_speedbench.engines import embedded
 from tests.plugin import project as files
 
 
@@ -17,17 +19,27 @@ def clean_environment() -> Iterator[None]:
     """Nothing of the CI or the shell that runs these tests reaches the pytest that they run."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST")) or name in ("CI", "BUILD_NUMBER"):
+            if name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST")) or name in (
+                "CI",
+                "BUILD_NUMBER",
+            ):
                 patch.delenv(name)
         patch.setenv("COLUMNS", "200")
         patch.setenv("PYTHONUTF8", "1")
         yield
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenize.load(str(embedded.find_model()))._tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, tokenizer: Path) -> pytest.Pytester:
     """A project with three categories of two prompts, a limit for every cell, and a profile."""
-    files.write_project(pytester.path)
+    files.write_project(pytester.path, tokenizer=tokenizer)
     return pytester
 
 
@@ -45,7 +57,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """All cells measured and none judged, as a first run would, with warnings as errors."""
+    """All cells measured and none judged, as a first run would, with warnings as errors and the model's tokenizer."""
     folder = tmp_path_factory.mktemp("measured")
     files.write_project(folder)
     result = files.run_pytest(folder, files.ENGINE, "--speedbench-measure-only", "-W", "error", "-rA")

@@ -56,6 +56,7 @@ def write_profile(folder: Path, *, engine: Mapping[str, object] | None = None, *
         "dataset": "prompts",
         "thresholds": "limits.yaml",
         "osl": 8,
+        "tokenizer": "tokenizer" if (folder / "tokenizer").exists() else None,
         "speculation": SPECULATION,
         "engines": {"llamacpp": {"threads": 1, **(engine or {})}},
         **options,
@@ -64,7 +65,10 @@ def write_profile(folder: Path, *, engine: Mapping[str, object] | None = None, *
     (folder / "speedbench.yaml").write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
-def write_project(folder: Path, limits: Mapping[str, float] = LOOSE) -> None:
+def write_project(folder: Path, limits: Mapping[str, float] = LOOSE, *, tokenizer: Path | None = None) -> None:
+    """``tokenizer``: a folder with the model's own, which is loaded faster than out of the model file."""
+    if tokenizer is not None:
+        (folder / "tokenizer").symlink_to(tokenizer)
     write_prompts(folder / "prompts", PROMPTS)
     write_limits(folder / "limits.yaml", limits)
     write_profile(folder)

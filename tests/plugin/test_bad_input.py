@@ -174,7 +174,11 @@ def test_a_fixed_port_that_is_taken_is_refused(project: pytest.Pytester) -> None
 def test_prompts_that_exceed_the_context_are_named(project: pytest.Pytester) -> None:
     files.write_profile(project.path, max_model_len=60)
     files.refused(
-        project.runpytest_subprocess(ENGINE), "do not fit the context of 60 tokens", "1 of 6 prompts", "rag-0 (", "--speedbench-osl"
+        project.runpytest_subprocess(ENGINE),
+        "do not fit the context of 60 tokens",
+        "1 of 6 prompts",
+        "rag-0 (",
+        "--speedbench-osl",
     )
     assert not list(project.path.rglob("engine.log"))
 

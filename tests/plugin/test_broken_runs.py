@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,16 +13,16 @@ import pytest
 
 from pytest_speedbench.report import artifact as artifacts
 from tests.plugin import project as files
-from tests.plugin.project import ENGINE, node_ids
+from tests.plugin.project import ENGINE
 
 pytestmark = pytest.mark.real_engine
 
 LONG = ("--speedbench-measure-only", "--speedbench-ignore-eos", "--speedbench-osl=48", "-v")
 
 
-def long_project(folder: Path) -> None:
+def long_project(folder: Path, tokenizer: Path) -> None:
     """A first cell of a second, and a second one that takes many."""
-    files.write_project(folder)
+    files.write_project(folder, tokenizer=tokenizer)
     prompts = {
         "coding": [["Sort a list."]],
         "math": [[f"Count to {number}."] for number in range(30)],
@@ -89,10 +87,10 @@ def test_a_failed_start_is_told_in_full_once(project: pytest.Pytester, cause: st
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     """A run whose engine was killed while its second cell was measured; exit code and output are files in it."""
     folder = tmp_path_factory.mktemp("killed")
-    long_project(folder)
+    long_project(folder, tokenizer)
     with files.background(folder, ENGINE, *LONG) as pytest_process:
         until_the_second_cell(folder)
         (engine,) = files.engines_of(pytest_process)
@@ -132,8 +130,10 @@ def test_a_killed_engine_is_told_with_its_signal_and_log(killed: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_stopped_run_leaves_no_engine_and_a_readable_artifact(tmp_path: Path, number: signal.Signals) -> None:
-    long_project(tmp_path)
+def test_a_stopped_run_leaves_no_engine_and_a_readable_artifact(
+    tmp_path: Path, tokenizer: Path, number: signal.Signals
+) -> None:
+    long_project(tmp_path, tokenizer)
     with files.background(tmp_path, ENGINE, *LONG) as pytest_process:
         until_the_second_cell(tmp_path)
         (engine,) = files.engines_of(pytest_process)

@@ -44,17 +44,26 @@ def both_splits(project: pytest.Pytester) -> pytest.Pytester:
         (["--speedbench-category=math,coding"], node_ids("coding", "math")),
         (["--speedbench-category=overall"], ALL),
         (["--speedbench-split=qualitative"], ALL),
-        (["--speedbench-split=throughput", "--speedbench-batch-size=2"], [*throughput("1k-low_entropy-c2", "1k-mixed-c2"), *throughput("2k-mixed-c2")]),
+        (
+            ["--speedbench-split=throughput", "--speedbench-batch-size=2"],
+            throughput("1k-low_entropy-c2", "1k-mixed-c2", "2k-mixed-c2"),
+        ),
         (["--speedbench-isl=2k"], throughput("2k-mixed-c2")),
-        (["--speedbench-isl=1k,2k", "--speedbench-difficulty=mixed", "--speedbench-concurrency=1,2"], throughput("1k-mixed-c1", "1k-mixed-c2", "2k-mixed-c1", "2k-mixed-c2")),
+        (
+            ["--speedbench-isl=1k,2k", "--speedbench-difficulty=mixed", "--speedbench-concurrency=1,2"],
+            throughput("1k-mixed-c1", "1k-mixed-c2", "2k-mixed-c1", "2k-mixed-c2"),
+        ),
         (["--speedbench-concurrency=2"], ALL),
         (["--speedbench-category=rag", "--speedbench-concurrency=4,1"], node_ids("rag-c1", "rag-c4")),
         (["-k", "coding or overall"], node_ids("coding", "overall")),
         (["-m", "coding and speedbench and qualitative"], node_ids("coding")),
-        (["--speedbench-split=throughput", "--speedbench-concurrency=2", "-m", "isl_1k and not mixed"], throughput("1k-low_entropy-c2")),
+        (
+            ["--speedbench-split=throughput", "--speedbench-concurrency=2", "-m", "isl_1k and not mixed"],
+            throughput("1k-low_entropy-c2"),
+        ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
-)  # fmt: skip
+)
 def test_options_and_selection_name_items(
     both_splits: pytest.Pytester, options: list[str], expected: list[str]
 ) -> None:

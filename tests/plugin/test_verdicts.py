@@ -32,11 +32,11 @@ class Judged:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, lengths: dict[str, float]) -> Judged:
+def judged(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, lengths: dict[str, float]) -> Judged:
     """coding misses its floor, math is at it, rag and overall are above it."""
     folder = tmp_path_factory.mktemp("judged")
     limits = {"coding": round(lengths["coding"] * 1.05, 4), "math": lengths["math"], "rag": 1.05, "overall": 1.05}
-    files.write_project(folder, limits)
+    files.write_project(folder, limits, tokenizer=tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GITHUB_ACTIONS", "true")
         patch.setenv("GITHUB_WORKSPACE", str(folder))
@@ -151,10 +151,10 @@ def test_the_artifact_is_valid_and_names_what_ran(judged: Judged, measured: Run)
 
 def test_every_metric_can_be_recomputed_from_the_request_log(measured: Run) -> None:
     stored = {cell["cell"]["category"]: cell for cell in files.artifact(measured.folder)["cells"]}
-    windows = dict(
-        (str(window.cell.category), window)
+    windows = {
+        str(window.cell.category): window
         for _, window in read_windows(measured.folder / "speedbench-requests.jsonl.gz")
-    )
+    }
     assert set(windows) == set(files.PROMPTS)
     for name, window in windows.items():
         assert len(window.turns) == sum(len(turns) for turns in files.PROMPTS[name])
