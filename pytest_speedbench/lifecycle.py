@@ -77,7 +77,7 @@ def header(config: pytest.Config) -> list[str]:
     lines = header_lines(bench.run, encoding=_encoding())
     settings = bench.plan.settings
     if settings.embedded:
-        bundled = ["model"]
+        bundled = ["model (its own drafter)" if settings.profiles[0].speculation.method == "draft" else "model"]
         bundled += ["prompts"] if settings.dataset == "mini" else []
         bundled += ["limits"] if settings.thresholds_origin == "shipped with the plugin" else []
         lines.insert(1, f"  quick start bundled {', '.join(bundled)}; name --speedbench-model for your own")

@@ -126,8 +126,8 @@ class RunningEngine:
         longest = max(self.prepared.context_needed(c, sampling.osl_cap) for c in conversations)
         if longest > self.capacity.max_model_len:
             raise ConfigError(
-                f"{cell.id(with_concurrency=True)} needs a context of {longest} tokens, and the engine was started with "
-                f"{self.capacity.max_model_len}; set max_model_len in the profile"
+                f"{cell.id(with_concurrency=True)} needs a context of {longest} tokens, and the engine was started "
+                f"with {self.capacity.max_model_len}; set max_model_len in the profile"
             )
         self.process.require_alive()
         if cell.concurrency not in self._warmed:

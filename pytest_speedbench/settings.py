@@ -111,7 +111,7 @@ def build(
     if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
         thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
     return Settings(
-        profiles=tuple(_profile(engine, value, located, file) for engine in engines),
+        profiles=tuple(_profile(engine, value, located, file, defaults) for engine in engines),
         axes=Axes(
             splits=value("split") or (),
             categories=value("category") or (),
@@ -167,7 +167,13 @@ class _Defaults:
         return cls(embedded.defaults(found["method"].value))
 
 
-def _profile(engine: str, value: Callable[[str], Any], located: Callable[[str], Any], file: _ProfileFile) -> Profile:
+def _profile(
+    engine: str,
+    value: Callable[[str], Any],
+    located: Callable[[str], Any],
+    file: _ProfileFile,
+    defaults: _Defaults,
+) -> Profile:
     model = located("model")
     if model is None:
         raise ConfigError(
@@ -182,7 +188,8 @@ def _profile(engine: str, value: Callable[[str], Any], located: Callable[[str], 
         draft_tokens = None
     if method != "none" and draft_tokens is None:
         raise ConfigError(f"method {method} needs a number of draft tokens; give --speedbench-draft-tokens=K")
-    options = dict(file.engines.get(engine, {}))
+    own_drafter = defaults.embedded and value("draft_model") is None
+    options = {**(embedded.engine_options(method) if own_drafter else {}), **file.engines.get(engine, {})}
     arguments = value("engine_arg")
     if arguments:
         given = options.get("args", [])

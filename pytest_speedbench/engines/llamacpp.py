@@ -35,7 +35,7 @@ from pytest_speedbench.measure.samples import Counters, Turn
 SERVER_SCRIPT = Path(__file__).with_name("llamacpp_server.py")
 _NUMBERS = {"port": 65535, "threads": 1024, "ngram_lookup": 1024}
 """Options that are whole numbers from 1, and the highest value of each."""
-OPTIONS = ("python", "port", "threads", "ngram_lookup", "params", "args", "env")
+OPTIONS = ("python", "port", "threads", "ngram_lookup", "draft_cache_type", "params", "args", "env")
 
 
 class LlamaCpp:
@@ -94,6 +94,7 @@ class LlamaCpp:
             "draft_model": str(draft_model),
             "draft_tokens": speculation.draft_tokens,
             "ngram_lookup": int(profile.options.get("ngram_lookup", 2)),
+            "draft_cache_type": str(profile.options.get("draft_cache_type", "f16")),
             "params": _params(profile.options),
         }
         return Launch(
@@ -181,6 +182,7 @@ class _Decoder:
         self._window = Window(
             cap=request.sampling.osl_cap,
             draft_size=speculation.draft_tokens if speculation.method == "draft" else None,
+            draft_max=speculation.draft_tokens,
         )
         self._seen: list[Seen] = []
         self._ids: list[int] = []

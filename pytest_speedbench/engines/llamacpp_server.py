@@ -42,6 +42,10 @@ def parameters(config: dict[str, Any]) -> Any:
         speculative.draft.mparams.path = config["draft_model"]
         speculative.draft.n_max = config["draft_tokens"]
         speculative.draft.p_min = 0.0
+        cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{config['draft_cache_type'].upper()}", None)
+        if cache_type is None:
+            raise SystemExit(f"unknown draft_cache_type {config['draft_cache_type']!r}; f16, q8_0 and q4_0 are usual")
+        speculative.draft.cache_type_k = speculative.draft.cache_type_v = cache_type
     elif method == "ngram":
         speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
         speculative.ngram_simple.size_n = config["ngram_lookup"]

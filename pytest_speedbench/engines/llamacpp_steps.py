@@ -36,12 +36,13 @@ class Seen:
 class Window:
     """How far drafts reach: the cap on output tokens, and the size that every draft has.
 
-    ``draft_size`` is None for methods that draft as much as they find. A drafter that fills its
-    window still drafts less when fewer tokens are left before the cap.
+    ``draft_size`` is None for methods that draft as much as they find, ``draft_max`` at most. A
+    drafter that fills its window still drafts less when fewer tokens are left before the cap.
     """
 
     cap: int
     draft_size: int | None = None
+    draft_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def reconstruct(
     for first, end, inside in stretches:
         if stopped and end == output_tokens + 1:
             cut = _cut(inside, first, end, window)
-        divided = _lengths(end - first + (cut if end == output_tokens + 1 else 0), inside, window)
+        divided = _lengths(end - first, inside, window, cut=cut if end == output_tokens + 1 else 0)
         lengths += divided
         arrivals += _arrivals(divided, first, inside, at)
     return Steps(tuple(lengths), accepted=accepted, drafted=drafted, cut=cut), tuple(arrivals)
@@ -110,7 +111,8 @@ def _cut(inside: Sequence[_Rise], first: int, end: int, window: Window) -> int:
     if not inside:
         return 0
     last = inside[-1]
-    most = max(0, last.token + last.accepted + 1 - end)
+    accepted = last.accepted if window.draft_max is None else min(last.accepted, window.draft_max)
+    most = max(0, last.token + accepted + 1 - end)
     size = window.draft_size
     if last.hidden and size and window.cap - last.token >= size:
         steps = sum(rise.drafted for rise in inside) // size
@@ -118,16 +120,22 @@ def _cut(inside: Sequence[_Rise], first: int, end: int, window: Window) -> int:
     return most
 
 
-def _lengths(tokens: int, inside: Sequence[_Rise], window: Window) -> list[int]:
+def _lengths(tokens: int, inside: Sequence[_Rise], window: Window, *, cut: int) -> list[int]:
     """Lengths of the steps of one stretch: those of drafting steps, then of undrafted ones (1).
 
-    A drafting step whose length cannot be told is 0. Only as many zeros as steps are left.
+    A drafting step whose length cannot be told is 0. Only as many zeros as steps are left. What was
+    cut is a drafting step, which then comes last.
     """
-    steps = tokens - sum(rise.accepted for rise in inside)
+    steps = tokens + cut - sum(rise.accepted for rise in inside)
     drafting = [length for rise in inside for length in _divide(rise, window)]
     known = [length for length in drafting if length]
     unknown = min(len(drafting) - len(known), steps - len(known))
-    return known + [0] * unknown + [1] * (steps - len(known) - unknown)
+    undrafted = [1] * (steps - len(known) - unknown)
+    if not cut:
+        return known + [0] * unknown + undrafted
+    if drafting[-1]:
+        return undrafted + [0] * unknown + known
+    return undrafted + known + [0] * unknown
 
 
 def _divide(rise: _Rise, window: Window) -> list[int]:

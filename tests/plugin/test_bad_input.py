@@ -160,7 +160,7 @@ def test_a_damaged_copy_of_the_default_model_is_refused(project: pytest.Pytester
 def test_a_cut_model_of_another_name_is_refused(project: pytest.Pytester, cut_at: int) -> None:
     with embedded.find_model().open("rb") as stream:
         (project.path / "cut.gguf").write_bytes(stream.read(cut_at))
-    files.write_profile(project.path, model="cut.gguf")
+    files.write_profile(project.path, model="cut.gguf", tokenizer=None)
     files.refused(project.runpytest_subprocess(ENGINE), "cut.gguf")
 
 

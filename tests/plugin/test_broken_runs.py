@@ -45,7 +45,10 @@ def until_the_second_cell(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("cause", ["field", "wrapper"])
-def test_a_failed_start_is_told_in_full_once(project: pytest.Pytester, cause: str) -> None:
+def test_a_failed_start_is_told_in_full_once(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    monkeypatch.setenv("PWD", str(project.path))  # as every shell does; it is no password
     wrapper = project.path / "python-wrapper"
     if cause == "field":
         files.write_profile(project.path, engine={"params": {"no_such_field": 1}})
@@ -67,7 +70,7 @@ def test_a_failed_start_is_told_in_full_once(project: pytest.Pytester, cause: st
         [
             "*ERROR at setup of test_cell*coding*",
             f"INVALID engine_start_failed: llamacpp: the engine {ended} before it was ready*",
-            "*last lines of */engine.log:*",
+            f"*last lines of {project.path}/*engine.log:*",
             f"*{last_line}*",
             "*ERROR at setup of test_cell*math*",
             f"INVALID engine_unavailable: llamacpp: the engine {ended}*(reported in full above)*",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_three_files(tmp_path: Path) -> None:
     assert written == [tmp_path / name for name in NAMES]
     for path in written:
         text = path.read_text(encoding="utf-8")
-        assert "@" not in text.replace("actions/checkout@", "").replace("actions/upload-artifact@", "")
+        assert not re.search("@[A-Z]+@", text)
         assert text.endswith("\n")
 
 
@@ -88,7 +89,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "model", ["org/model", "/models/with space.gguf", "a: b", "x # y", "C:\\models", "[a, b]", "it's", 'quote"d']
+    "model", ["org/model", "/models/with space.gguf", "C:\\models", "it's", 'quote"d', "org/model@main", "r#1"]
 )
 def test_any_model_name_survives(tmp_path: Path, model: str) -> None:
     profile, thresholds, _ = write(tmp_path, engine="llamacpp", model=model)

@@ -14,7 +14,7 @@ from pytest_speedbench.engines.base import Speculation
 from pytest_speedbench.gates.limits import CellPattern, Evidence, Family, Gate, Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts, Match
 from pytest_speedbench.gates.verdict import Verdict
-from pytest_speedbench.judging import Labels, Rules, invalid, judge_overall, judge_window
+from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
 from pytest_speedbench.results import CellResult
@@ -179,6 +179,22 @@ def test_a_file_that_fits_is_used_beside_one_that_does_not() -> None:
     misses = file_of(limit(9.9), path="thresholds/b.yaml", match=Match(gpu="NVIDIA H100*"))
     result = judge_window(window(TURNS, cell=CODING), rules(misses, fits), LABELS)
     assert result.verdict is Verdict.PASS
+
+
+def test_a_cell_that_supports_overall_needs_no_gate() -> None:
+    result = judge_window(window(TURNS, cell=CODING), replace(rules(), gate_required=False), LABELS)
+    assert (result.verdict, result.reasons, result.gates) == (None, (), ())
+    # A gate that it has counts, and so does a measurement that is not sound.
+    gated = replace(rules(file_of(limit(2.5))), gate_required=False)
+    assert judge_window(window(TURNS, cell=CODING), gated, LABELS).verdict is Verdict.FAIL
+    lost = judge_window(broken("lost_requests"), replace(rules(), gate_required=False), LABELS)
+    assert lost.verdict is Verdict.INVALID
+
+
+def test_soundness_does_not_depend_on_gates() -> None:
+    assert is_sound(window(TURNS, cell=CODING), Speculation("draft", 3))
+    assert not is_sound(window(TURNS, cell=CODING), Speculation())
+    assert not is_sound(broken("counter_mismatch"), Speculation("draft", 3))
 
 
 def test_an_invalid_gate_makes_the_cell_invalid_with_its_reason() -> None:

@@ -95,11 +95,37 @@ def refused(place: Path, **fields: Any) -> str:
 
 def test_gated_cells_are_planned_with_overall_last(place: Path) -> None:
     gates(place, "category: overall", "category: qa", "isl: 1k, difficulty: mixed, concurrency: 4")
-    assert planned(place) == [
+    cells = make(settings_of(place)).cells
+    assert [cell.item_id for cell in cells] == [
         "llamacpp-qualitative-qa",
         "llamacpp-throughput-1k-mixed-c4",
+        "llamacpp-qualitative-coding",
         "llamacpp-qualitative-overall",
     ]
+    # What only the overall cell needs may be without a gate of its own.
+    assert [cell.item_id for cell in cells if cell.supporting] == ["llamacpp-qualitative-coding"]
+
+
+def test_support_is_at_the_concurrency_of_its_overall_cell(place: Path) -> None:
+    gates(place, "category: overall, concurrency: 2", "category: qa, concurrency: 4")
+    cells = make(settings_of(place)).cells
+    assert [(cell.item_id.removeprefix("llamacpp-qualitative-"), cell.supporting) for cell in cells] == [
+        ("qa-c4", False),
+        ("coding-c2", True),
+        ("qa-c2", True),
+        ("overall-c2", False),
+    ]
+
+
+def test_overall_by_name_measures_the_categories_that_it_needs(place: Path) -> None:
+    gates(place, "category: qa")
+    for categories in (("overall",), ("qa", "overall")):
+        cells = make(settings_of(place, axes=Axes(categories=categories))).cells
+        assert {cell.cell.category: cell.supporting for cell in cells} == {
+            "coding": True,
+            "qa": "qa" not in categories,
+            "overall": False,
+        }
 
 
 def test_a_gate_without_concurrency_stands_for_the_default_ones(place: Path) -> None:
@@ -165,8 +191,10 @@ def test_ids_of_several_profiles_are_unique(place: Path) -> None:
     plan = make(settings_of(place, profiles=(PROFILE, other)))
     assert [cell.item_id for cell in plan.cells] == [
         "llamacpp-qualitative-qa",
+        "llamacpp-qualitative-coding",
         "llamacpp-qualitative-overall",
         "other-qualitative-qa",
+        "other-qualitative-coding",
         "other-qualitative-overall",
     ]
     assert set(plan.matching) == {"llamacpp", "other"}

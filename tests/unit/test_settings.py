@@ -86,7 +86,7 @@ def test_embedded_defaults_with_llamacpp_alone(place: Place) -> None:
     (profile,) = settings.profiles
     assert settings.embedded
     assert profile.model == embedded.MODEL_FILE
-    assert profile.speculation == Speculation("draft", 4, None)
+    assert profile.speculation == Speculation("ngram", 8, None)
     assert settings.dataset == "mini"
     assert settings.sampling.osl_cap == 32
     assert settings.default_concurrency == embedded.CONCURRENCY
@@ -100,12 +100,12 @@ def test_embedded_defaults_with_llamacpp_alone(place: Place) -> None:
 @pytest.mark.parametrize(
     ("typed", "speculation"),
     [
-        ({"method": "ngram"}, Speculation("ngram", 8)),
         ({"method": "none"}, Speculation("none", 0)),
-        ({"draft_tokens": "2"}, Speculation("draft", 2)),
+        ({"draft_tokens": "2"}, Speculation("ngram", 2)),
+        ({"method": "draft"}, Speculation("draft", 4)),
         ({"method": "ngram", "draft_tokens": "3"}, Speculation("ngram", 3)),
         ({"method": "none", "draft_tokens": "3"}, Speculation("none", 0)),
-        ({"draft_model": "org/draft"}, Speculation("draft", 4, "org/draft")),
+        ({"method": "draft", "draft_model": "org/draft"}, Speculation("draft", 4, "org/draft")),
         ({"method": "none", "draft_model": "org/draft"}, Speculation("none", 0, None)),
     ],
 )
