@@ -45,7 +45,7 @@ class EngineSlot:
         assert self.broken is not None
         if self.told:
             first = self.broken.message.splitlines()[0]
-            return Reason("engine_unavailable", f"{self.profile.label}: {first} (reported in full above)")
+            return Reason("engine_unavailable", f"{first} (reported in full above)")
         self.told = True
         return self.broken
 
@@ -93,6 +93,7 @@ class Bench:
                 problems += str(error).splitlines()
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
+        self._open_log()
 
     @contextlib.contextmanager
     def engine(self, profile: Profile, folder: Path) -> Iterator[EngineSlot]:
@@ -155,12 +156,9 @@ class Bench:
                 self.plan.settings.sampling,
                 lambda done, total: progress(planned.item_id, done, total),
             )
-        except EngineDied as error:
-            slot.broken, slot.told = Reason("engine_died", self.redactor.text(str(error))), True
-            return invalid(cell, slot.broken, labels)
         except EngineError as error:
-            return invalid(cell, Reason("engine_unreachable", self.redactor.text(str(error))), labels)
-        self._log(profile.label, window)
+            return invalid(cell, self._lost(slot, slot.running, error), labels)
+        self._open_log().append(profile.label, window)
         labels = replace(
             labels,
             steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
@@ -172,6 +170,15 @@ class Bench:
         if is_sound(window, profile.speculation):
             self._sound[profile.label, cell.concurrency, str(cell.category)] = window
         return result
+
+    def _lost(self, slot: EngineSlot, running: RunningEngine, error: EngineError) -> Reason:
+        """Why a cell broke off: the engine died, or it lives and does not answer."""
+        try:
+            running.process.require_alive()
+        except EngineDied as death:
+            slot.broken, slot.told = Reason("engine_died", self.redactor.text(str(death))), True
+            return slot.broken
+        return Reason("engine_unreachable", self.redactor.text(str(error)))
 
     def _overall(self, slot: EngineSlot, planned: PlannedCell, labels: Labels, *, judged: bool) -> CellResult:
         profile, cell = planned.profile, planned.cell
@@ -250,11 +257,12 @@ class Bench:
         engines = tuple(record if e.profile == profile.label else e for e in self.run.engines)
         self.run = replace(self.run, engines=engines)
 
-    def _log(self, label: str, window: Window) -> None:
+    def _open_log(self) -> RequestLog:
+        """The request log beside the artifact; that of an earlier run is replaced."""
         if self._requests is None:
             path = self.plan.settings.artifact
             self._requests = RequestLog(path.with_name(f"{path.stem}-requests.jsonl.gz"), redactor=self.redactor)
-        self._requests.append(label, window)
+        return self._requests
 
 
 def _record(profile: Profile) -> run_info.EngineRecord:

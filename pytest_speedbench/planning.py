@@ -59,8 +59,7 @@ def make(settings: Settings) -> Plan:
 
     Raises ConfigError when something is missing or when nothing is left to measure.
     """
-    dataset = load_dataset(settings.dataset)
-    files = _thresholds(settings)
+    dataset, files = _inputs(settings)
     matching: dict[str, tuple[ThresholdsFile, ...]] = {}
     others: dict[str, tuple[str, ...]] = {}
     cells: list[PlannedCell] = []
@@ -100,9 +99,23 @@ def _model_name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
+def _inputs(settings: Settings) -> tuple[Dataset, tuple[ThresholdsFile, ...]]:
+    """Data and limits; one ConfigError for whatever is wrong with either."""
+    try:
+        dataset = load_dataset(settings.dataset)
+    except ConfigError as error:
+        try:
+            _thresholds(settings)
+        except ConfigError as other:
+            raise ConfigError(f"{error}\n{other}") from None
+        raise
+    return dataset, _thresholds(settings)
+
+
 def _thresholds(settings: Settings) -> tuple[ThresholdsFile, ...]:
     path = settings.thresholds
-    if settings.measure_only and settings.thresholds_origin == "default" and not path.exists():
+    if settings.measure_only and settings.thresholds_origin != "command line" and not any(path.glob("**/*.y*ml")):
+        # Nothing is judged, so limits that are not there are not missed.
         return ()
     if not path.exists():
         raise ConfigError(

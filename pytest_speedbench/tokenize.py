@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -136,16 +137,19 @@ def _from_gguf(path: Path) -> ChatTokenizer:
 
 def _byte_level_bpe(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> Any:
     """The ``smollm`` pre-tokeniser: single digits, then the regular expression of GPT-2."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    steps: list[Any] = [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ]
+    # Some control characters have no token. Both sides drop them, but llama.cpp merges nothing across.
+    missing = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(tokens))
+    if missing:
+        steps.append(pre_tokenizers.Split(Regex(f"[{re.escape(''.join(missing))}]"), behavior="isolated"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(
         [

@@ -9,7 +9,7 @@ from pytest_speedbench.gates import wording as gate_wording
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.report.ranking import deciding_gate, verdict_word
 from pytest_speedbench.report.run_info import EngineRecord
-from pytest_speedbench.report.wording import cell_name, draft_positions, one_line, reasons
+from pytest_speedbench.report.wording import cell_name, draft_positions, first_line, one_line, reasons
 from pytest_speedbench.results import CellResult
 
 
@@ -18,7 +18,7 @@ def headline(result: CellResult, engine: EngineRecord | None = None) -> str:
     gate = deciding_gate(result)
     if result.verdict is Verdict.INVALID and result.reasons:
         reason = result.reasons[0]
-        what = f"INVALID {reason.code}: {one_line(reason.message)}"
+        what = f"INVALID {reason.code}: {first_line(reason.message)}"
     elif gate is None:
         what = f"{verdict_word(result)} measured only, no gate"
     else:
@@ -31,6 +31,9 @@ def failure_text(result: CellResult, engine: EngineRecord | None = None, *, opti
     gate, again = deciding_gate(result), reproduce(result, engine, options)
     if gate is None or (result.verdict is Verdict.INVALID and result.reasons):
         lines = [headline(result, engine)]
+        if result.reasons:
+            # Log lines of an engine keep their breaks here, and only here.
+            lines += [one_line(line) for line in result.reasons[0].message.splitlines()[1:]]
         lines += [f"also {line}" for line in reasons(result)[1:]]
         return "\n  ".join([*lines, f"reproduce: {again}"])
     text = gate_wording.failure_text(

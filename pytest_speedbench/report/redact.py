@@ -75,7 +75,8 @@ class Redactor:
         found: set[str] = set()
         for name, raw in environ.items():
             value = raw.strip()
-            if not is_secret_key(name) or len(value) < SHORTEST_VALUE:
+            # The working directory and the one before are no passwords.
+            if name in ("PWD", "OLDPWD") or not is_secret_key(name) or len(value) < SHORTEST_VALUE:
                 continue
             found |= {value, quote(value, safe="")}
             # A key file in a variable is often quoted line by line.

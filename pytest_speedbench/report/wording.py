@@ -116,6 +116,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in " ".join(text.split()))
 
 
+def first_line(text: str) -> str:
+    """What an error says before it shows a log."""
+    return one_line((text.splitlines() or [""])[0])
+
+
 def ascii_only(text: str) -> str:
     """The same words without any glyph that a terminal in another encoding could not show."""
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
@@ -123,7 +128,7 @@ def ascii_only(text: str) -> str:
 
 def reasons(result: CellResult) -> list[str]:
     """Why a cell did not pass, the gravest first: INVALID reasons, then each gate that was not met."""
-    lines = [f"{reason.code}: {one_line(reason.message)}" for reason in result.reasons]
+    lines = [f"{reason.code}: {first_line(reason.message)}" for reason in result.reasons]
     told = {reason.code for reason in result.reasons}
     for verdict in (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE):
         for gate in result.gates:

@@ -56,6 +56,7 @@ def write_profile(folder: Path, *, engine: Mapping[str, object] | None = None, *
         "dataset": "prompts",
         "thresholds": "limits.yaml",
         "osl": 8,
+        "prompts": 8,
         "tokenizer": "tokenizer" if (folder / "tokenizer").exists() else None,
         "speculation": SPECULATION,
         "engines": {"llamacpp": {"threads": 1, **(engine or {})}},

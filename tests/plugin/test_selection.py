@@ -48,7 +48,7 @@ def both_splits(project: pytest.Pytester) -> pytest.Pytester:
             ["--speedbench-split=throughput", "--speedbench-batch-size=2"],
             throughput("1k-low_entropy-c2", "1k-mixed-c2", "2k-mixed-c2"),
         ),
-        (["--speedbench-isl=2k"], throughput("2k-mixed-c2")),
+        (["--speedbench-isl=2k", "--speedbench-concurrency=2"], throughput("2k-mixed-c2")),
         (
             ["--speedbench-isl=1k,2k", "--speedbench-difficulty=mixed", "--speedbench-concurrency=1,2"],
             throughput("1k-mixed-c1", "1k-mixed-c2", "2k-mixed-c1", "2k-mixed-c2"),

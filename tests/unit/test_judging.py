@@ -357,7 +357,7 @@ def test_overall_cannot_gate_what_it_does_not_have() -> None:
 
 def test_a_client_saturated_in_one_category_voids_overall_timing() -> None:
     # The category itself is sound where only its acceptance is gated.
-    parts: dict[str, Window | None] = PARTS | {"qa": replace(PARTS["qa"], client=SATURATED)}
+    parts: dict[str, Window | None] = {**PARTS, "qa": replace(PARTS["qa"], client=SATURATED)}
     assert overall(limit(1.4), parts=parts).verdict is Verdict.PASS
     result = overall(limit(1.0, "user_tps"), parts=parts)
     assert (result.verdict, codes(result)) == (Verdict.INVALID, ["client_saturated"])

@@ -265,7 +265,12 @@ def profile_of(model: Path, *, draft_model: Path | None = None, **options: Any) 
 
 
 def test_launch_writes_one_config_file(model: Path) -> None:
-    options = {"threads": 3, "params": {"n_batch": 64}, "args": ["n_ubatch=32", "log=a=b"], "env": {"A": 1}}
+    options: dict[str, Any] = {
+        "threads": 3,
+        "params": {"n_batch": 64},
+        "args": ["n_ubatch=32", "log=a=b"],
+        "env": {"A": 1},
+    }
     engine = registry.create(profile_of(model, **options))
     launch = engine.launch(Capacity(max_batch_size=8, max_model_len=1024), 8123)
     config = json.loads(launch.files["server.json"])

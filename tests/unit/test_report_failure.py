@@ -44,8 +44,9 @@ def test_an_invalid_cell_says_why_before_anything_else() -> None:
 
 def test_an_invalid_run_outranks_its_failed_gate() -> None:
     result = replace(FAILED, verdict=Verdict.INVALID, reasons=(Reason("gpu_throttled", "clocks fell\x1b[31m\nto 900"),))
-    first, second, _ = failure_text(result, ENGINE).splitlines()
-    assert first == r"INVALID gpu_throttled: clocks fell\x1b[31m to 900 · overall · vllm 0.24.0"
+    first, rest, second, _ = failure_text(result, ENGINE).splitlines()
+    assert first == r"INVALID gpu_throttled: clocks fell\x1b[31m · overall · vllm 0.24.0"
+    assert rest == "  to 900"
     assert second.startswith("  also acceptance_length 2.314 < limit 2.382")
 
 

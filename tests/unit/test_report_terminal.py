@@ -153,7 +153,7 @@ def test_verdicts_carry_their_colour_and_nothing_else_does() -> None:
 
 
 def test_a_server_cannot_write_to_the_terminal() -> None:
-    text = shown([replace(INVALID, reasons=(Reason("x", "\x1b]0;evil\x07\r\n\x1b[2J gone"),))])
+    text = shown([replace(INVALID, reasons=(Reason("x", "\x1b]0;evil\x07 \x1b[2J gone\r\n\x1b[2J log"),))])
     assert "\x1b" not in text
     assert r"x: \x1b]0;evil\x07 \x1b[2J gone" in text
 

@@ -118,13 +118,13 @@ def test_embedded_defaults_give_way_one_by_one(place: Place, typed: dict[str, st
 
 @pytest.mark.parametrize("where", ["typed", "ini", "environ", "profile"])
 def test_a_model_from_anywhere_ends_the_embedded_defaults(place: Place, where: str) -> None:
-    given: dict[str, Any] = {
+    everywhere: dict[str, dict[str, Any]] = {
         "typed": {"typed": {"model": "org/m"}},
         "ini": {"ini": {"model": "org/m"}},
         "environ": {"environ": {"SPEEDBENCH_MODEL": "org/m"}},
         "profile": {"profile": "model: org/m\n"},
-    }[where]
-    settings = place.build(**given)
+    }
+    settings = place.build(**everywhere[where])
     assert not settings.embedded
     assert settings.profiles[0].model == "org/m"
     assert settings.sampling.osl_cap == 4096
