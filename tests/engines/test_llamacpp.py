@@ -153,11 +153,9 @@ def test_greedy_output_does_not_depend_on_speculation(run: Callable[[str], Run],
 
 def test_speculation_drafts_and_no_speculation_does_not(run: Callable[[str], Run]) -> None:
     drafting = run("draft").window
-    # The target drafts for itself, so nearly all is accepted (not all: batches round differently);
-    # what lies beyond EOS counts as rejected.
-    drafted = sum(turn.steps.drafted for turn in drafting.turns if turn.finish == "length")
-    accepted = sum(turn.steps.accepted for turn in drafting.turns if turn.finish == "length")
-    assert 0.7 * drafted < accepted <= drafted
+    drafted = sum(turn.steps.drafted for turn in drafting.turns)
+    accepted = sum(turn.steps.accepted for turn in drafting.turns)
+    assert 0 < accepted < drafted
     assert run("ngram").window.counters.drafts
     plain = run("none").window.counters
     assert (plain.drafts, plain.drafted, plain.accepted) == (0, 0, 0)

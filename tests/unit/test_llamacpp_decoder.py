@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Capacity, Profile, Sampling, Speculation, TurnRequest
-from pytest_speedbench.engines.llamacpp import LlamaCpp
+from pytest_speedbench.engines.llamacpp import OPTIONS, LlamaCpp
 from pytest_speedbench.errors import ConfigError, EngineError, RequestError
 from pytest_speedbench.measure.checks import problems
 from pytest_speedbench.measure.samples import Client, Counters, Turn, Window
@@ -299,7 +299,7 @@ def problems_of(profile: Profile) -> list[str]:
 def test_check_names_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     profile = profile_of(tmp_path / "gone.gguf", python=str(tmp_path / "python"), colour="red")
     unknown, python, model = problems_of(profile)
-    assert unknown == ("llamacpp has no option colour; it has python, port, threads, ngram_lookup, params, args, env")
+    assert unknown == f"llamacpp has no option colour; it has {', '.join(OPTIONS)}"
     assert python.startswith(f"llamacpp: cannot run the Python of the profile, {tmp_path / 'python'}")
     assert model == f"llamacpp: model {tmp_path / 'gone.gguf'} does not exist; give a .gguf file"
 

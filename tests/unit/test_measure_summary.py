@@ -63,18 +63,23 @@ def test_every_metric_by_hand() -> None:
 
 
 def test_intervals_resample_conversations_with_the_items_seed() -> None:
-    turns = tuple(turn(f"q{i:02}", [1 + (i * j) % 4 for j in range(1, 9)]) for i in range(20))
+    # Unequal numbers of steps, so that the ratios are fine-grained and another seed shows.
+    turns = tuple(turn(f"q{i:02}", [1 + (i * j) % 4 for j in range(1, 5 + i * 7 % 17)]) for i in range(20))
     metrics, _ = summarise(turns, counters=Counters(), steady_ns=None, seed_parts=("vllm", "coding"))
 
     def seed(name: str) -> int:
         return seed_of("vllm", "coding", name)
 
     tokens = [t.output_tokens for t in turns]
+    steps = [t.steps.count for t in turns]
+    with_prefill = [s + 1 for s in steps]
     expected = {
-        "acceptance_length": bootstrap_mean([n / 9 for n in tokens], seed=seed("acceptance_length")),
-        "acceptance_length_pooled": bootstrap_ratio(tokens, [9] * 20, seed=seed("acceptance_length_pooled")),
+        "acceptance_length": bootstrap_mean(
+            [n / s for n, s in zip(tokens, with_prefill, strict=True)], seed=seed("acceptance_length")
+        ),
+        "acceptance_length_pooled": bootstrap_ratio(tokens, with_prefill, seed=seed("acceptance_length_pooled")),
         "decode_acceptance_length": bootstrap_ratio(
-            [n - 1 for n in tokens], [8] * 20, seed=seed("decode_acceptance_length")
+            [n - 1 for n in tokens], steps, seed=seed("decode_acceptance_length")
         ),
         "acceptance_rate": bootstrap_ratio(
             [t.steps.accepted for t in turns], [t.steps.drafted for t in turns], seed=seed("acceptance_rate")

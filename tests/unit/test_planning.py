@@ -301,6 +301,8 @@ def test_too_few_prompts_for_a_gates_own_concurrency(place: Path) -> None:
     gates(place, "isl: 1k, difficulty: mixed, concurrency: 4", "isl: 1k, difficulty: mixed, concurrency: 16")
     assert "throughput-1k-mixed-c16 has 20 and needs 64" in refused(place)
     assert "throughput-1k-mixed-c4 has 15 and needs 16" in refused(place, prompts=15)
+    gates(place, "isl: 1k, difficulty: mixed, concurrency: 4")
+    assert planned(place, prompts=16) == ["llamacpp-throughput-1k-mixed-c4"]
 
 
 def test_too_few_prompts_for_every_default(place: Path) -> None:

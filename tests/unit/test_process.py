@@ -88,7 +88,10 @@ def test_files_folder_and_environment_of_the_launch(tmp_path: Path, monkeypatch:
 
 
 def test_death_before_ready_shows_exit_code_and_the_end_of_the_log(tmp_path: Path) -> None:
-    code = "import sys; print(*range(1, 51), sep='\\n'); print('CUDA out of memory', file=sys.stderr); sys.exit(3)"
+    code = (
+        "import sys; print(*range(1, 51), sep='\\n', flush=True)\n"
+        "print('CUDA out of memory', file=sys.stderr); sys.exit(3)"
+    )
     with (
         ServerProcess(python(code), tmp_path) as process,
         pytest.raises(EngineStartError) as caught,

@@ -86,7 +86,9 @@ def test_embedded_defaults_with_llamacpp_alone(place: Place) -> None:
     (profile,) = settings.profiles
     assert settings.embedded
     assert profile.model == embedded.MODEL_FILE
-    assert profile.speculation == Speculation("ngram", 8, None)
+    assert profile.speculation == Speculation("draft", 4, None)
+    assert dict(profile.options) == embedded.engine_options("draft")
+    assert settings.prompts == 4
     assert settings.dataset == "mini"
     assert settings.sampling.osl_cap == 32
     assert settings.default_concurrency == embedded.CONCURRENCY
@@ -101,8 +103,8 @@ def test_embedded_defaults_with_llamacpp_alone(place: Place) -> None:
     ("typed", "speculation"),
     [
         ({"method": "none"}, Speculation("none", 0)),
-        ({"draft_tokens": "2"}, Speculation("ngram", 2)),
-        ({"method": "draft"}, Speculation("draft", 4)),
+        ({"draft_tokens": "2"}, Speculation("draft", 2)),
+        ({"method": "ngram"}, Speculation("ngram", 8)),
         ({"method": "ngram", "draft_tokens": "3"}, Speculation("ngram", 3)),
         ({"method": "none", "draft_tokens": "3"}, Speculation("none", 0)),
         ({"method": "draft", "draft_model": "org/draft"}, Speculation("draft", 4, "org/draft")),
@@ -130,6 +132,17 @@ def test_a_model_from_anywhere_ends_the_embedded_defaults(place: Place, where: s
     assert settings.sampling.osl_cap == 4096
     assert settings.dataset == "nvidia/SPEED-Bench"
     assert settings.thresholds_origin == "default"
+
+
+def test_the_quick_start_changes_its_own_drafter_only(place: Place) -> None:
+    def options(profile: str = "", **typed: str) -> dict[str, Any]:
+        return dict(place.build(typed, profile=profile or "seed: 0\n").profiles[0].options)
+
+    assert options() == {"draft_cache_type": "q4_0"}
+    assert options(method="ngram") == {}
+    assert options(model="org/m", method="draft", draft_tokens="2") == {}
+    assert options(draft_model="org/d") == {}
+    assert options("engines: {llamacpp: {draft_cache_type: f16}}\n") == {"draft_cache_type": "f16"}
 
 
 def test_own_thresholds_win_over_the_shipped_ones(place: Place) -> None:
@@ -181,7 +194,7 @@ def test_an_empty_model_is_not_the_default_one(place: Place) -> None:
 
 
 def test_engine_args_add_to_those_of_the_profile(place: Place) -> None:
-    profile = "engines: {llamacpp: {args: [n_batch=8], threads: 2}}\n"
+    profile = "model: org/m\nengines: {llamacpp: {args: [n_batch=8], threads: 2}}\n"
     assert dict(place.build(profile=profile).profiles[0].options) == {"args": ["n_batch=8"], "threads": 2}
     settings = place.build({"engine_arg": ["n_ubatch=4", "x=y=z"]}, profile=profile)
     assert dict(settings.profiles[0].options) == {"args": ["n_batch=8", "n_ubatch=4", "x=y=z"], "threads": 2}
