@@ -86,6 +86,20 @@ def test_cut_at_eos() -> None:
     assert turn.steps.cut == 4
 
 
+def test_a_cut_behind_hidden_tokens_is_no_longer_than_a_draft() -> None:
+    # Tokens 2 to 4 are hidden; two steps start among them, which accepted 6 drafts together.
+    turn = decode(Script("a😀".encode(), ((4, 2), (4, 4)), eos=True, cut=3), method="ngram")
+    assert turn.steps.cut == 3
+    assert turn.steps.count == 2
+
+
+def test_what_was_cut_is_the_last_step() -> None:
+    # Where the draft that reaches EOS starts is hidden. A step of one token cannot have been cut.
+    turn = decode(Script("👩‍🚀".encode(), ((4, 0),) * 8 + ((4, 2),), eos=True), method="ngram")
+    assert turn.steps.cut == 1
+    assert turn.steps.lengths[-1] == 0
+
+
 @st.composite
 def scripts(draw: st.DrawFn) -> tuple[Script, str]:
     """A script as the real server can produce it, and the method."""
