@@ -51,7 +51,7 @@ def main(runs: int) -> None:
         f"import of the plugin: median {statistics.median(imports):.1f} ms of {runs} runs, most {max(imports):.1f} ms"
     )
     print(
-        f"pytest --collect-only: {on:.0f} ms with the plugin, {off:.0f} ms without, paired difference {difference:.1f} ms"
+        f"pytest --collect-only: {on:.0f} ms with the plugin, {off:.0f} ms without; paired difference {difference:.1f}"
     )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pytest_speedbench.cells import OVERALL, Cell
-from pytest_speedbench.engines.base import Capacity, Profile
+from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
@@ -271,9 +271,9 @@ def _record(profile: Profile) -> run_info.EngineRecord:
         profile=profile.label,
         engine=profile.engine,
         version="",
-        model=profile.model,
+        model=model_name(profile.model),
         method=speculation.method if speculation.active else None,
-        draft_model=speculation.draft_model,
+        draft_model=None if speculation.draft_model is None else model_name(speculation.draft_model),
         draft_tokens=speculation.draft_tokens if speculation.active else None,
     )
 

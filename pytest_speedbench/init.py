@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _FILES = {
     "thresholds.yaml": "thresholds/@ENGINE@.yaml",
     "speedbench.yml": ".github/workflows/speedbench.yml",
 }
-"""Template to destination; @ENGINE@ and @MODEL@ are filled in."""
+"""Template to destination; @ENGINE@ and @MODEL@ are filled in, the latter quoted."""
 
 
 def write(folder: Path, *, engine: str, model: str) -> list[Path]:
@@ -27,7 +28,7 @@ def write(folder: Path, *, engine: str, model: str) -> list[Path]:
         folder / target.replace("@ENGINE@", engine): templates.joinpath(source)
         .read_text(encoding="utf-8")
         .replace("@ENGINE@", engine)
-        .replace("@MODEL@", model)
+        .replace("@MODEL@", json.dumps(model))
         for source, target in _FILES.items()
     }
     present = [str(path) for path in contents if path.exists()]

@@ -11,7 +11,7 @@ from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Axes, Cell, expan
 from pytest_speedbench.data.loading import Dataset, select
 from pytest_speedbench.data.loading import load as load_dataset
 from pytest_speedbench.data.schema import Row
-from pytest_speedbench.engines.base import Profile
+from pytest_speedbench.engines.base import Profile, model_name
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import ThresholdsFile
 from pytest_speedbench.gates.match import Facts
@@ -84,19 +84,15 @@ def static_facts(profile: Profile, settings: Settings, dataset_id: str) -> Facts
     speculation = profile.speculation
     return Facts(
         engine=profile.engine,
-        model=_model_name(profile.model),
+        model=model_name(profile.model),
         method=speculation.method,
         draft_tokens=speculation.draft_tokens,
-        draft_model=None if speculation.draft_model is None else _model_name(speculation.draft_model),
+        draft_model=None if speculation.draft_model is None else model_name(speculation.draft_model),
         dataset=dataset_id,
         osl=settings.sampling.osl_cap,
         temperature=settings.sampling.temperature,
         ignore_eos=settings.sampling.ignore_eos,
     )
-
-
-def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).exists() else model
 
 
 def _inputs(settings: Settings) -> tuple[Dataset, tuple[ThresholdsFile, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pytest_speedbench.measure.samples import Counters, Turn
@@ -46,6 +47,11 @@ class Profile:
     tokenizer: str | None = None
     max_model_len: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_name(model: str) -> str:
+    """What thresholds and artifacts call a model: an id as it is, a file or folder by its name."""
+    return Path(model).name if Path(model).exists() else model
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ def test_quickstart(example: Path) -> None:
 
     done = run(example, red)
     assert done.returncode == 1, done.stdout
-    assert re.search(r"^FAIL acceptance_length .* < limit 4\.950 .* · qa · .*raised-floor\.yaml:\d+$", done.stdout, re.M)
+    missed = r"^FAIL acceptance_length .* < limit 4\.950 .* · qa · .*raised-floor\.yaml:\d+$"
+    assert re.search(missed, done.stdout, re.MULTILINE)
     assert "1 failed" in done.stdout
     assert "2 passed" in done.stdout
 

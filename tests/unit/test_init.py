@@ -89,7 +89,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "model", ["org/model", "/models/with space.gguf", "C:\\models", "it's", 'quote"d', "org/model@main", "r#1"]
+    "model",
+    [
+        "org/model",
+        "/models/with space.gguf",
+        "C:\\models",
+        "it's",
+        'quote"d',
+        "org/model@main",
+        "r#1",
+        "a: b",
+        "a #1",
+        "[a]",
+        "ünï",
+    ],
 )
 def test_any_model_name_survives(tmp_path: Path, model: str) -> None:
     profile, thresholds, _ = write(tmp_path, engine="llamacpp", model=model)
