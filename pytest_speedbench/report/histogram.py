@@ -37,7 +37,7 @@ def histogram_lines(results: Sequence[CellResult], *, width: int, encoding: str)
 def _lines(
     title: str, histogram: Counter[int], unresolved: int, reference: Sequence[float], width: int, encoding: str
 ) -> list[Line]:
-    steps, longest = histogram.total(), max(histogram)
+    steps, longest = histogram.total(), max(*histogram, len(reference) + 1)
     conditional = conditional_by_position(histogram, longest - 1)
     bar_width = max(8, min(40, width - 50))
     peak = max(histogram.values()) / steps

@@ -84,9 +84,13 @@ def limit(gate: GateResult) -> str:
 
 
 def draft_positions(result: CellResult) -> tuple[float, ...]:
-    """Conditional acceptance per draft position of decode steps, as far as any step got."""
+    """Conditional acceptance per draft position of decode steps, as far as any step got.
+
+    Or as far as steps got at calibration: a position that is never accepted any more is 0, not absent.
+    """
     histogram = result.acceptance.decode_histogram if result.acceptance else {}
-    return conditional_by_position(histogram, max(histogram, default=1) - 1)
+    reached = [max(histogram, default=1) - 1, *(len(gate.conditional_reference) for gate in result.gates)]
+    return conditional_by_position(histogram, max(reached)) if histogram else ()
 
 
 def cell_name(result: CellResult) -> str:

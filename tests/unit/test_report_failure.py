@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.report.failure import failure_text, headline, reproduce
 from tests.unit.test_report_samples import CODING, FAILED, INCONCLUSIVE, INVALID, RUN, UNGATED, gate
@@ -60,3 +61,11 @@ def test_the_reproduce_line_quotes_what_a_shell_would_take_apart() -> None:
         " --speedbench-difficulty=mixed --speedbench-concurrency=128 '--speedbench-dataset=my data'"
     )
     assert "--speedbench-category=coding" in reproduce(replace(FAILED, cell=CODING), ENGINE)
+
+
+def test_a_draft_position_that_is_never_accepted_any_more_is_named() -> None:
+    collapsed = {1: 50, 2: 30, 3: 20}
+    acceptance = Acceptance(collapsed, {}, {}, decode_histogram=collapsed)
+    gates = (replace(FAILED.gates[0], conditional_reference=(0.5, 0.4, 0.44)),)
+    text = failure_text(replace(FAILED, acceptance=acceptance, gates=gates), ENGINE)
+    assert "conditional acceptance 0.50 0.40 0.00 (was 0.50 0.40 0.44): drop starts at draft position 3" in text
