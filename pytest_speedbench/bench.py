@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_speedbench.cells import OVERALL, Cell
+from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
@@ -222,20 +222,19 @@ class Bench:
         return [p.cell for p in self.plan.cells if p.profile is profile and not p.cell.is_overall]
 
     def _everything(self, profile: Profile) -> list[Cell]:
-        """The qualitative cells, for user's tests that ask for cells of their own."""
-        concurrency = max(
-            self.plan.settings.axes.concurrencies or self.plan.settings.default_concurrency["qualitative"]
-        )
+        """All cells of the dataset at their first concurrency, for user's tests that ask for cells of their own."""
+        settings = self.plan.settings
         return [
-            replace(p, concurrency=concurrency) for p in self.plan.dataset.points() if p.category not in (None, OVERALL)
+            replace(p, concurrency=max(settings.axes.concurrencies or settings.default_concurrency[p.split][:1]))
+            for p in self.plan.dataset.points()
         ]
 
     def _capacity(self, prepared: Prepared, cells: Sequence[Cell]) -> Capacity:
-        conversations: dict[str, Conversation] = {}
+        conversations: list[Conversation] = []
         for cell in dict.fromkeys(replace(cell, concurrency=1) for cell in cells):
-            conversations |= {c.question_id: c for c in prepared.conversations(self.plan.rows(cell))}
+            conversations += prepared.conversations(self.plan.rows(cell))
         return prepared.capacity(
-            list(conversations.values()),
+            conversations,
             concurrency=max((cell.concurrency for cell in cells), default=1),
             osl_cap=self.plan.settings.sampling.osl_cap,
         )
@@ -278,6 +277,7 @@ def _record(profile: Profile) -> run_info.EngineRecord:
     )
 
 
-def reached_a_verdict(results: Sequence[CellResult]) -> bool:
-    """Whether any cell was measured soundly: judged, or measured where nothing was to be judged."""
-    return any(result.verdict is not Verdict.INVALID for result in results)
+def reached_a_verdict(results: Sequence[CellResult], *, judged: bool) -> bool:
+    """Whether any cell was compared with a limit or, where nothing is to be ``judged``, measured soundly."""
+    without = (Verdict.INVALID, None) if judged else (Verdict.INVALID,)
+    return any(result.verdict not in without for result in results)

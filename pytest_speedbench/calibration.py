@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,8 @@ def _common_engine(artifacts: Sequence[Artifact]) -> EngineRecord:
         raise ConfigError("two of the artifacts are the same run; each engine start counts once")
     first = artifacts[0][0]
     for run, _, _ in artifacts:
+        if run.engines and run.engines[0].method is None:
+            raise ConfigError("without speculation the acceptance length is 1 by definition: there is nothing to gate")
         if len(run.engines) != 1:
             raise ConfigError(f"the run of {run.started} has {len(run.engines)} engines; calibrate one at a time")
         if _comparable(run) != _comparable(first):
@@ -110,9 +113,10 @@ def _head(run: RunInfo, engine: EngineRecord) -> Iterator[str]:
     fields["dataset"] = run.dataset
     for name, key in _WORKLOAD.items():
         value = engine.resolved.get(key)
-        fields[name] = str(value).lower() if isinstance(value, bool) else value
+        fields[name] = value
     yield "match:"
-    yield from (f"  {name}: {value}" for name, value in fields.items())
+    # JSON is YAML, and quotes what a model's name may contain.
+    yield from (f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
     yield "estimator: request_mean"
     yield "family: {alpha: 0.05, beta: 0.05}"
 

@@ -48,7 +48,10 @@ def speedbench_result(
     if speedbench_engine is None:
         return None
     bench = request.config.stash[BENCH]
-    result = bench.measure(speedbench_engine, speedbench_cell, request.config.stash[PROGRESS])
+    try:
+        result = bench.measure(speedbench_engine, speedbench_cell, request.config.stash[PROGRESS])
+    except ConfigError as error:
+        pytest.fail(str(error), pytrace=False)
     _attach(request.node, result)
     from pytest_speedbench.gates.verdict import Verdict
 

@@ -71,11 +71,14 @@ def header(config: pytest.Config) -> list[str]:
     """What will be measured, with what, and where each option came from."""
     if not takeover.in_suite(config):
         return []
+    from pytest_speedbench.gates.selection import unmatched_gates
     from pytest_speedbench.report.terminal import header_lines
 
     bench = config.stash[BENCH]
     lines = header_lines(bench.run, encoding=_encoding())
-    settings = bench.plan.settings
+    settings, points = bench.plan.settings, bench.plan.dataset.points()
+    for files in bench.plan.matching.values():
+        lines += [f"  unmatched   {line}" for line in unmatched_gates(files, points)]
     if settings.embedded:
         bundled = ["model (its own drafter)" if settings.profiles[0].speculation.method == "draft" else "model"]
         bundled += ["prompts"] if settings.dataset == "mini" else []
@@ -92,7 +95,7 @@ def finish(config: pytest.Config, exit_status: int) -> int:
     complete = exit_status != pytest.ExitCode.INTERRUPTED
     if takeover.is_worker(config):
         if bench is not None and (bench.results or bench.suite):
-            bench.write(complete=complete)
+            _problems_of(lambda: bench.write(complete=complete))
             _send_results(config, bench)
         return exit_status
     not_written: list[str] = []
@@ -141,7 +144,7 @@ def _nothing_measured(config: pytest.Config, bench: Bench | None) -> str | None:
     if bench is not None:
         from pytest_speedbench.bench import reached_a_verdict
 
-        if reached_a_verdict(bench.results):
+        if reached_a_verdict(bench.results, judged=bench.suite and not bench.plan.settings.measure_only):
             return None
         if bench.results:
             return "speedbench: no cell reached a verdict"
@@ -210,7 +213,7 @@ def sort_items(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cells in the order of the plan, so that engines start once and ``overall`` comes last."""
     bench = config.stash.get(BENCH, None)
     if bench is not None and bench.suite:
-        takeover.refuse_rerun_marks(items)
+        takeover.refuse_marks(items)
         order = {f"[{planned.item_id}]": number for number, planned in enumerate(bench.plan.cells)}
         items.sort(key=lambda item: order.get(item.name.removeprefix("test_cell"), len(order)))
 

@@ -14,8 +14,8 @@ from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines.base import Profile, model_name
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import ThresholdsFile
-from pytest_speedbench.gates.match import Facts
-from pytest_speedbench.gates.selection import planned_cells
+from pytest_speedbench.gates.match import RUNTIME_FIELDS, Facts
+from pytest_speedbench.gates.selection import gates_for, planned_cells
 from pytest_speedbench.gates.thresholds import load as load_thresholds
 from pytest_speedbench.settings import Settings
 
@@ -69,6 +69,7 @@ def make(settings: Settings) -> Plan:
         matching[profile.label] = tuple(file for file in files if not mismatches[file.path])
         others[profile.label] = tuple(f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines)
         planned = _cells(settings, dataset, matching[profile.label], others[profile.label], profile)
+        _refuse_contradictions(matching[profile.label], planned)
         cells += _items(profile, planned, _support(planned, dataset.points(), settings.axes))
     return Plan(settings, dataset, matching, others, tuple(cells))
 
@@ -136,7 +137,8 @@ def _cells(
     """Explicit axes, else what the files gate, else (measure-only) all that the dataset has."""
     axes, points = settings.axes, dataset.points()
     if axes.explicit:
-        return _with_enough_prompts(settings, dataset, expand(axes, points, dict(settings.default_concurrency)))
+        cells = expand(axes, points, dict(settings.default_concurrency))
+        return _with_enough_prompts(settings, dataset, cells, files)
     gated = planned_cells(files, points, settings.default_concurrency)
     if axes.concurrencies:
         # Only concurrency was asked for: the gated cells, at those values.
@@ -188,6 +190,18 @@ def _with_enough_prompts(
             f"{'; '.join(short[:3])}{' …' if len(short) > 3 else ''}; lower the concurrency, or give more prompts"
         )
     return kept
+
+
+def _refuse_contradictions(files: Sequence[ThresholdsFile], cells: Iterable[Cell]) -> None:
+    """Raise ConfigError for limits that contradict each other, before anything is measured.
+
+    Files that differ in what is only known after the start may gate the same cell.
+    """
+    runtime = [tuple(getattr(file.match, name) for name in RUNTIME_FIELDS) for file in files]
+    for fields in dict.fromkeys(map(str, runtime)):
+        group = [file for file, own in zip(files, runtime, strict=True) if str(own) == fields]
+        for cell in cells:
+            gates_for(group, cell)
 
 
 def _support(cells: Sequence[Cell], points: Sequence[Cell], axes: Axes) -> set[Cell]:

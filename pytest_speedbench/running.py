@@ -15,7 +15,7 @@ from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines import registry
 from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch, Profile, Sampling
 from pytest_speedbench.engines.process import ServerProcess, free_port, require_free, uninterrupted
-from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load.client import StreamingClient, fetcher, is_ready
 from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent, drive
 from pytest_speedbench.measure.samples import Counters, Window
@@ -163,9 +163,10 @@ class RunningEngine:
     def _settled_counters(self) -> Counters:
         """Counters once the server is idle: some advance only when a request has ended."""
         deadline = time.monotonic() + SETTLE_S
-        while not self.prepared.engine.idle(self.fetch) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return self.prepared.engine.counters(self.fetch)
+        with _understood():
+            while not self.prepared.engine.idle(self.fetch) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return self.prepared.engine.counters(self.fetch)
 
 
 def _warmup(prepared: Prepared, number: int) -> tuple[Conversation, ...]:
@@ -186,7 +187,21 @@ def started(prepared: Prepared, capacity: Capacity, settings: Settings, folder: 
         stack.enter_context(_stopping(process))
         start_s = process.wait_ready(lambda: is_ready(base_url, engine.ready_path), timeout_s=settings.start_timeout_s)
         fetch = fetcher(base_url)
-        yield RunningEngine(prepared, capacity, process, base_url, fetch, engine.describe(fetch), start_s, settings)
+        with _understood():
+            description = engine.describe(fetch)
+        yield RunningEngine(prepared, capacity, process, base_url, fetch, description, start_s, settings)
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """An upgraded engine may say things of itself in another form; that is an error of the engine."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"cannot make sense of what the engine says of itself ({type(error).__name__}: {error}); "
+            "this version of the plugin may not know this version of the engine"
+        ) from error
 
 
 @contextlib.contextmanager

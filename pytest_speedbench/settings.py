@@ -189,6 +189,10 @@ def _profile(
     if method != "none" and draft_tokens is None:
         raise ConfigError(f"method {method} needs a number of draft tokens; give --speedbench-draft-tokens=K")
     own_drafter = defaults.embedded and value("draft_model") is None
+    if method == "draft" and not own_drafter and value("draft_model") is None:
+        raise ConfigError(
+            "method draft needs a drafter; give --speedbench-draft-model (the target itself would agree with itself)"
+        )
     options = {**(embedded.engine_options(method) if own_drafter else {}), **file.engines.get(engine, {})}
     arguments = value("engine_arg")
     if arguments:

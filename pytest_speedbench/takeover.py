@@ -69,7 +69,8 @@ def take_over(config: pytest.Config) -> None:
     Options in addopts, ini or the environment do not: a repo's own tests must stay reachable.
     An xdist worker is given the words that its controller was given, and comes to the same answer.
     """
-    typed = any(str(arg).startswith(f"--speedbench-{_ENGINE.name}") for arg in config.invocation_params.args)
+    flag = f"--speedbench-{_ENGINE.name}"
+    typed = any(str(arg) == flag or str(arg).startswith(f"{flag}=") for arg in config.invocation_params.args)
     if typed and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(SUITE)]
 
@@ -84,19 +85,22 @@ def refuse_false_greens(config: pytest.Config) -> None:
             "--reruns turns a missed floor into a pass: a cell is measured again until noise lets it through. "
             "Drop it (or give -p no:rerunfailures)"
         )
+    if getattr(option, "retries", None) or _ini_number(config, "retries"):
+        raise pytest.UsageError("--retries turns a missed floor into a pass; drop it (or give -p no:pytest-retry)")
     if getattr(option, "force_flaky", None):
         raise pytest.UsageError("--force-flaky turns a missed floor into a pass; drop it (or give -p no:flaky)")
     if workers(config) > 1:
         raise pytest.UsageError(too_many_workers(config))
 
 
-def refuse_rerun_marks(items: list[pytest.Item]) -> None:
-    """Raise UsageError for a cell that a conftest marked as flaky: rerun plugins obey that too."""
-    if any(item.get_closest_marker("flaky") for item in items):
-        raise pytest.UsageError(
-            "a conftest marks every item as flaky, and a rerun turns a missed floor into a pass; "
-            "leave out items with the marker speedbench (or give -p no:rerunfailures -p no:flaky)"
-        )
+def refuse_marks(items: list[pytest.Item]) -> None:
+    """Raise UsageError for cells that a conftest marked so that they could end up green whatever they measure."""
+    for name in ("flaky", "xfail", "skip", "skipif"):
+        if any(item.get_closest_marker(name) for item in items):
+            raise pytest.UsageError(
+                f"a conftest marks cells as {name}, and a missed floor would not be red; "
+                "leave out items with the marker speedbench"
+            )
 
 
 def _ini_number(config: pytest.Config, name: str) -> int:

@@ -146,9 +146,10 @@ def _divide(rise: _Rise, window: Window) -> list[int]:
     if size and window.cap - rise.token >= size:
         # Far from the cap every draft had this size, so their number is known.
         number = rise.drafted // size
-        if number == 1 or rise.accepted == rise.drafted:
+        if number and (number == 1 or rise.accepted == rise.drafted):
             return [rise.accepted // number + 1] * number
-        return [0] * number
+        if number:
+            return [0] * number
     # A drafting step drafts at least one token and emits at least one.
     return [0] * min(rise.drafted, rise.hidden + 1)
 

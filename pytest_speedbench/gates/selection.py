@@ -10,6 +10,9 @@ from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import CellPattern, Limit, ThresholdsFile
 from pytest_speedbench.gates.verdict import allocate
 
+UNMEASURED_OVERALL = ("output_tps", "steady_output_tps")
+"""Rates over a window, which the overall cell does not have: a pattern that takes in all cells leaves it out."""
+
 
 @dataclass(frozen=True, slots=True)
 class AssignedLimit:
@@ -33,6 +36,8 @@ def gates_for(files: Iterable[ThresholdsFile], cell: Cell) -> tuple[Limit, ...]:
         for gate in file.gates:
             if gate.cell.matches(cell):
                 for limit in gate.limits:
+                    if cell.is_overall and gate.cell.category is None and limit.metric in UNMEASURED_OVERALL:
+                        continue
                     candidates.setdefault(limit.metric, []).append((gate.cell, limit))
     return tuple(_narrowest(candidates[metric], cell) for metric in sorted(candidates))
 
@@ -69,9 +74,7 @@ def planned_cells(
                     asked = gate.cell.concurrency
                     concurrencies = (asked,) if asked is not None else default_concurrency[point.split]
                     own.update(_at(point, concurrency) for concurrency in concurrencies)
-        for cell in sorted(own, key=_order):
-            gates_for((file,), cell)
-        cells |= own
+        cells |= {cell for cell in sorted(own, key=_order) if gates_for((file,), cell)}
     return sorted(cells, key=_order)
 
 

@@ -98,6 +98,6 @@ def _readable(data: bytes) -> Iterator[None]:
     """An answer that is not what the engine's protocol says costs its turn, not the whole run."""
     try:
         yield
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         shown = data[:_SHOWN_BYTES].decode("utf-8", "replace")
         raise RequestError("bad_event", f"cannot make sense of {shown} ({type(error).__name__}: {error})") from error

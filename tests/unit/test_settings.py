@@ -140,9 +140,14 @@ def test_the_quick_start_changes_its_own_drafter_only(place: Place) -> None:
 
     assert options() == {"draft_cache_type": "q4_0"}
     assert options(method="ngram") == {}
-    assert options(model="org/m", method="draft", draft_tokens="2") == {}
+    assert options(model="org/m", method="draft", draft_tokens="2", draft_model="org/d") == {}
     assert options(draft_model="org/d") == {}
     assert options("engines: {llamacpp: {draft_cache_type: f16}}\n") == {"draft_cache_type": "f16"}
+
+
+def test_a_model_of_your_own_does_not_silently_draft_for_itself(place: Place) -> None:
+    with pytest.raises(ConfigError, match="method draft needs a drafter"):
+        place.build({"model": "org/m", "method": "draft", "draft_tokens": "2"})
 
 
 def test_own_thresholds_win_over_the_shipped_ones(place: Place) -> None:
@@ -281,7 +286,7 @@ def test_files_and_folders_become_absolute(place: Place, key: str, monkeypatch: 
             "dataset": settings.dataset,
         }[key]
 
-    base = {"model": "org/m", "method": "draft", "draft_tokens": "2"}
+    base = {"model": "org/m", "method": "draft", "draft_tokens": "2", "draft_model": "org/d"}
     rest = {k: v for k, v in base.items() if k != key}
     assert found(typed=base | {key: "thing"}) == str(place.here / "thing")
     assert found(typed=rest, environ={f"SPEEDBENCH_{key.upper()}": "thing"}) == str(place.here / "thing")
