@@ -83,8 +83,9 @@ def test_limits_for_cells_that_the_dataset_lacks_plan_nothing(project: pytest.Py
 def test_skipping_every_cell_is_not_green(project: pytest.Pytester) -> None:
     project.makeconftest(
         "import pytest\n"
-        "def pytest_collection_modifyitems(items):\n"
-        "    for item in items: item.add_marker(pytest.mark.skip(reason='not today'))\n"
+        "@pytest.fixture(autouse=True)\n"
+        "def not_today():\n"
+        "    pytest.skip('not today')\n"
     )
     result = project.runpytest_subprocess(ENGINE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
