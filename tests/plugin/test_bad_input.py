@@ -15,6 +15,9 @@ from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS
 from tests.plugin import project as files
 from tests.plugin.project import ENGINE
 
+# A model of one's own does not draft for itself.
+NGRAM = {"method": "ngram", "draft_tokens": 2}
+
 # Options
 
 
@@ -128,7 +131,7 @@ def test_all_that_is_missing_is_listed_at_once(pytester: pytest.Pytester) -> Non
     """An empty folder, an engine that is not installed, a model and a dataset that are not there."""
     (pytester.path / "speedbench.yaml").write_text(
         "engines: {llamacpp: {python: /usr/bin/env}}\nmodel: none.gguf\ndataset: nowhere\n"
-        "speculation: {method: draft, draft_tokens: 2}\n",
+        "speculation: {method: ngram, draft_tokens: 2}\n",
         encoding="utf-8",
     )
     files.refused(
@@ -142,7 +145,7 @@ def test_all_that_is_missing_is_listed_at_once(pytester: pytest.Pytester) -> Non
 
 def test_a_model_that_is_no_gguf_file_is_refused(project: pytest.Pytester) -> None:
     (project.path / "text.gguf").write_text("Once upon a time", encoding="utf-8")
-    files.write_profile(project.path, model="text.gguf")
+    files.write_profile(project.path, model="text.gguf", speculation=NGRAM)
     files.refused(project.runpytest_subprocess(ENGINE), "text.gguf is no GGUF file", "b'Once'")
 
 
@@ -152,7 +155,7 @@ def test_a_damaged_copy_of_the_default_model_is_refused(project: pytest.Pytester
     with copy.open("r+b") as stream:
         stream.seek(copy.stat().st_size // 2)
         stream.write(b"flipped")
-    files.write_profile(project.path, model=copy.name)
+    files.write_profile(project.path, model=copy.name, speculation=NGRAM)
     files.refused(project.runpytest_subprocess(ENGINE), "is damaged", embedded.MODEL_SHA256)
 
 
@@ -160,7 +163,7 @@ def test_a_damaged_copy_of_the_default_model_is_refused(project: pytest.Pytester
 def test_a_cut_model_of_another_name_is_refused(project: pytest.Pytester, cut_at: int) -> None:
     with embedded.find_model().open("rb") as stream:
         (project.path / "cut.gguf").write_bytes(stream.read(cut_at))
-    files.write_profile(project.path, model="cut.gguf", tokenizer=None)
+    files.write_profile(project.path, model="cut.gguf", tokenizer=None, speculation=NGRAM)
     files.refused(project.runpytest_subprocess(ENGINE), "cut.gguf")
 
 

@@ -82,10 +82,7 @@ def test_limits_for_cells_that_the_dataset_lacks_plan_nothing(project: pytest.Py
 
 def test_skipping_every_cell_is_not_green(project: pytest.Pytester) -> None:
     project.makeconftest(
-        "import pytest\n"
-        "@pytest.fixture(autouse=True)\n"
-        "def not_today():\n"
-        "    pytest.skip('not today')\n"
+        "import pytest\n@pytest.fixture(autouse=True)\ndef not_today():\n    pytest.skip('not today')\n"
     )
     result = project.runpytest_subprocess(ENGINE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
