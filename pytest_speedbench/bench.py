@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
+from pytest_speedbench.engines.gpus import Gpu, Nvml
+from pytest_speedbench.engines.leases import leases_folder, reap
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
@@ -25,7 +28,8 @@ from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
 from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
-from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256, started
+from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
+from pytest_speedbench.starting import started
 
 CellProgress = Callable[[str, int, int], None]
 """Called with (item id, conversations done, conversations in all)."""
@@ -37,6 +41,7 @@ class EngineSlot:
 
     profile: Profile
     running: RunningEngine | None = None
+    gpus: tuple[Gpu, ...] = ()
     broken: Reason | None = None
     told: bool = False
 
@@ -59,6 +64,8 @@ class Bench:
     redactor: Redactor
     suite: bool
     results: list[CellResult] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the user should know beside the results, one sentence each."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _sound: dict[tuple[str, int, str], Window] = field(default_factory=dict)
     _requests: RequestLog | None = None
@@ -87,8 +94,9 @@ class Bench:
         problems: list[str] = []
         for profile in self.plan.settings.profiles:
             try:
-                prepared = self._prepare(profile)
-                self._capacity(prepared, self._planned(profile))
+                prepared, cells = self._prepare(profile), self._planned(profile)
+                self._capacity(prepared, cells)
+                self._refuse_repeats(prepared, cells)
             except ConfigError as error:
                 problems += str(error).splitlines()
         if problems:
@@ -100,14 +108,26 @@ class Bench:
         """Start the engine of ``profile``; a failed start is in the slot, not raised."""
         slot = EngineSlot(profile)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._stop_noted(profile))
             try:
+                self.notes += [str(reaped) for reaped in reap(leases_folder(os.environ))]
                 prepared = self._prepare(profile)
                 capacity = self._capacity(prepared, self._planned(profile) or self._everything(profile))
-                slot.running = stack.enter_context(started(prepared, capacity, self.plan.settings, folder))
-                self._note_started(profile, slot.running)
+                slot.running, slot.gpus = stack.enter_context(
+                    started(prepared, capacity, self.plan.settings, folder, Nvml())
+                )
+                self._note_started(profile, slot.running, slot.gpus)
             except (ConfigError, EngineError) as error:
                 slot.broken = Reason("engine_start_failed", f"{profile.label}: {self.redactor.text(str(error))}")
             yield slot
+
+    @contextlib.contextmanager
+    def _stop_noted(self, profile: Profile) -> Iterator[None]:
+        """An engine that does not go away does not change what was measured on it, but must be known."""
+        try:
+            yield
+        except EngineError as error:
+            self.notes.append(self.redactor.text(f"{profile.label}: {error}"))
 
     def measure(
         self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool = True
@@ -155,17 +175,18 @@ class Bench:
                 conversations,
                 self.plan.settings.sampling,
                 lambda done, total: progress(planned.item_id, done, total),
+                repeats=self.plan.repeats(cell),
             )
         except EngineError as error:
             return invalid(cell, self._lost(slot, slot.running, error), labels)
         self._open_log().append(profile.label, window)
         labels = replace(
             labels,
-            steps_source=slot.running.steps_source,
+            steps_source=window.steps.source if window.steps is not None else "",
             prompts_sha256=prompts_sha256(conversations),
             duration_s=time.monotonic() - began,
         )
-        result = judge_window(window, self._rules(planned, slot.running, judged=judged), labels)
+        result = judge_window(window, self._rules(planned, slot, judged=judged), labels)
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
         if is_sound(window, profile.speculation):
             self._sound[profile.label, cell.concurrency, str(cell.category)] = window
@@ -174,7 +195,7 @@ class Bench:
     def _lost(self, slot: EngineSlot, running: RunningEngine, error: EngineError) -> Reason:
         """Why a cell broke off: the engine died, or it lives and does not answer."""
         try:
-            running.process.require_alive()
+            running.server.require_alive()
         except EngineDied as death:
             slot.broken, slot.told = Reason("engine_died", self.redactor.text(str(death))), True
             return slot.broken
@@ -191,20 +212,24 @@ class Bench:
             if self.plan.settings.prompts is None
             else [row for name in categories for row in self.plan.rows(replace(cell, category=name))]
         )
+        sources = dict.fromkeys(w.steps.source for w in parts.values() if w is not None and w.steps is not None)
         labels = replace(
             labels,
-            steps_source=slot.running.steps_source,
+            steps_source=", ".join(sources),
             prompts_sha256=prompts_sha256(slot.running.prepared.conversations(rows)),
         )
-        return judge_overall(cell, parts, self._rules(planned, slot.running, judged=judged), labels)
+        return judge_overall(cell, parts, self._rules(planned, slot, judged=judged), labels)
 
-    def _rules(self, planned: PlannedCell, running: RunningEngine, *, judged: bool) -> Rules:
+    def _rules(self, planned: PlannedCell, slot: EngineSlot, *, judged: bool) -> Rules:
         plan, profile = self.plan, planned.profile
+        assert slot.running is not None
         return Rules(
             files=plan.matching[profile.label],
             others=plan.others[profile.label],
             facts=replace(
-                static_facts(profile, plan.settings, plan.dataset.id), engine_version=running.description.version
+                static_facts(profile, plan.settings, plan.dataset.id),
+                engine_version=slot.running.description.version,
+                gpus=tuple(gpu.name for gpu in slot.gpus),
             ),
             points=tuple(plan.dataset.points()),
             default_concurrency=plan.settings.default_concurrency,
@@ -239,7 +264,24 @@ class Bench:
             osl_cap=self.plan.settings.sampling.osl_cap,
         )
 
-    def _note_started(self, profile: Profile, running: RunningEngine) -> None:
+    def _refuse_repeats(self, prepared: Prepared, cells: Sequence[Cell]) -> None:
+        """A drafter that learns from what was generated would know a repeated prompt's answer."""
+        if not prepared.engine.remembers:
+            return
+        repeated = [cell.id(with_concurrency=True) for cell in cells if self.plan.repeats(cell) > 1]
+        if repeated:
+            raise ConfigError(
+                f"{prepared.profile.label}: method {prepared.profile.speculation.method} drafts from what it has "
+                f"generated before, so prompts cannot be repeated to fill {', '.join(repeated[:3])}"
+                f"{' …' if len(repeated) > 3 else ''}; lower the concurrency, or give more prompts"
+            )
+
+    def _note_started(self, profile: Profile, running: RunningEngine, gpus: Sequence[Gpu]) -> None:
+        if profile.base_url is not None:
+            self.notes.append(
+                f"{profile.label}: attached to {profile.base_url}, which someone else runs: its flags, its GPUs and "
+                "whether others use it cannot be verified, and limits that ask for a GPU do not apply"
+            )
         record = replace(
             _record(profile),
             version=running.description.version,
@@ -249,9 +291,10 @@ class Bench:
                 "max_batch_size": running.capacity.max_batch_size,
                 "max_model_len": running.capacity.max_model_len,
                 "chat_template_and_tokenizer_sha256": running.prepared.tokenizer.sha256,
-                "start_s": round(running.start_s, 2),
                 "machine": platform.machine(),
             },
+            gpus=tuple(run_info.GpuRecord(gpu.name, gpu.uuid, gpu.index, gpu.driver) for gpu in gpus),
+            start_s=None if running.start_s is None else round(running.start_s, 2),
         )
         engines = tuple(record if e.profile == profile.label else e for e in self.run.engines)
         self.run = replace(self.run, engines=engines)
@@ -274,6 +317,7 @@ def _record(profile: Profile) -> run_info.EngineRecord:
         method=speculation.method if speculation.active else None,
         draft_model=None if speculation.draft_model is None else model_name(speculation.draft_model),
         draft_tokens=speculation.draft_tokens if speculation.active else None,
+        base_url=profile.base_url,
     )
 
 

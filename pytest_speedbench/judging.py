@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Speculation
@@ -17,6 +17,8 @@ from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.summary import summarise, summarise_overall
 from pytest_speedbench.results import CellResult
+
+_PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,7 @@ def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
         reasons.append(concurrency)
     if not window.turns:
         return _result(window.cell, [window], {}, None, reasons, (), rules, labels)
-    metrics, acceptance = summarise(
-        window.turns, counters=window.counters, steady_ns=window.steady_ns, seed_parts=(labels.item_id,)
-    )
+    metrics, acceptance = summarise(window, seed_parts=(labels.item_id,))
     gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
     gate_reasons += _saturated([window], gates)
     return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
@@ -108,15 +108,19 @@ def _gates(
     mismatches = {file.path: file.match.runtime_mismatches(rules.facts) for file in rules.files}
     fitting = [file for file in rules.files if not mismatches[file.path]]
     gates = tuple(
-        judge(
-            each.limit.metric,
-            metrics[each.limit.measured_as].value if each.limit.measured_as in metrics else None,
-            each.limit,
-            alpha=each.alpha,
-            beta=each.beta,
-            prompts=labels.prompts_sha256,
+        _in_doubt(
+            judge(
+                each.limit.metric,
+                metric.value if metric is not None else None,
+                each.limit,
+                alpha=each.alpha,
+                beta=each.beta,
+                prompts=labels.prompts_sha256,
+            ),
+            metric,
         )
         for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
+        for metric in (metrics.get(each.limit.measured_as),)
     )
     if not gates and rules.gate_required:
         wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
@@ -133,6 +137,34 @@ def _gates(
         for gate in gates
         if gate.verdict is Verdict.INVALID and gate.reason is not None
     ]
+
+
+def _in_doubt(gate: GateResult, metric: Metric | None) -> GateResult:
+    """The gate, or INVALID where the engine does not tell enough for it.
+
+    A floor is compared with the lower end of what the acceptance length can be. A bracket wider than
+    the margin decides nothing.
+    """
+    if metric is None and gate.metric in _PER_REQUEST:
+        return replace(
+            gate,
+            reason="no_per_request_steps",
+            note=f"{gate.metric} needs decode steps per request, which this engine and version do not tell; gate "
+            "decode_acceptance_length, or set `estimator: pooled`",
+        )
+    if metric is None or metric.bracket is None:
+        return gate
+    low, high = metric.bracket
+    width, margin = (high - low) / low, gate.margin or METRICS[gate.metric].margin
+    if width <= margin and not gate.ceiling:
+        return gate
+    return replace(
+        gate,
+        verdict=Verdict.INVALID,
+        reason="ambiguous_steps",
+        note=f"{gate.metric} lies between {low:.4f} and {high:.4f}, which is {width:.1%} apart (margin {margin:.1%}): "
+        "the server joined events and has no step counter",
+    )
 
 
 def _result(

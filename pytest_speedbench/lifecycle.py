@@ -128,6 +128,7 @@ def summary(config: pytest.Config) -> list[list[tuple[str, dict[str, bool]]]]:
             run=bench.run,
             encoding=_encoding(),
         )
+        lines += [[(f"speedbench: {note}", {"yellow": True})] for note in bench.notes]
         lines.append([(f"artifact: {os.path.relpath(bench.plan.settings.artifact)}", {})])
     lines += [
         [(f"speedbench: {problem}", {"red": True, "bold": True})] for problem in config.stash.get(NOT_WRITTEN, ())

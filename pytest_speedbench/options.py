@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS, OVERALL, SPLITS
@@ -17,6 +18,19 @@ def text(name: str, value: str) -> str:
     if not value.strip():
         raise ConfigError(f"--speedbench-{name} is empty; give a value or drop the option")
     return value.strip()
+
+
+def url(name: str, value: str) -> str:
+    """http:// or https:// with a host, without the slash at the end."""
+    address = text(name, value).rstrip("/")
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in address
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"--speedbench-{name}={value}: give an address such as http://127.0.0.1:8000")
+    return address
 
 
 def whole(minimum: int) -> Parser:
@@ -137,6 +151,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("draft-model", text, "drafter", metavar="MODEL"),
     Option("method", text, "how drafts are made: none, ngram, draft, … as the engine has it", metavar="METHOD"),
     Option("draft-tokens", whole(1), "draft tokens per step", metavar="K"),
+    Option("tensor-parallel", whole(1), "GPUs that one replica is spread over", 1, metavar="N"),
+    Option(
+        "base-url",
+        url,
+        "attach to a server that someone else runs, instead of starting one",
+        in_profile=False,
+        metavar="URL",
+    ),
     Option(
         "engine-arg", text, "extra engine setting, repeatable", (), repeatable=True, in_profile=False, metavar="ARG"
     ),

@@ -19,6 +19,9 @@ from pytest_speedbench.gates.selection import gates_for, planned_cells
 from pytest_speedbench.gates.thresholds import load as load_thresholds
 from pytest_speedbench.settings import Settings
 
+MAX_REPEATS = 8
+"""A prompt that is repeated more often than this would stand for the whole cell."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
@@ -52,6 +55,14 @@ class Plan:
         rows = self.dataset.prompts(cell)
         wanted = self.settings.prompts
         return rows if wanted is None else select(rows, wanted, seed=self.settings.seed)
+
+    def repeats(self, cell: Cell) -> int:
+        """How often each prompt of the cell is sent: throughput cells need 4 × concurrency for a steady window."""
+        return 1 if cell.split != "throughput" else _repeats(len(self.rows(cell)), cell.concurrency)
+
+
+def _repeats(prompts: int, concurrency: int) -> int:
+    return -(-STEADY_PROMPTS_PER_STREAM * concurrency // prompts)
 
 
 def make(settings: Settings) -> Plan:
@@ -162,10 +173,10 @@ def _cells(
 def _with_enough_prompts(
     settings: Settings, dataset: Dataset, cells: Iterable[Cell], files: Sequence[ThresholdsFile] = ()
 ) -> list[Cell]:
-    """Throughput cells need prompts for a steady window.
+    """Throughput cells need prompts for a steady window; each is sent up to eight times.
 
-    A concurrency that was asked for, by option or by a gate of ``files``, and cannot be held is an
-    error; of the default ones those that cannot are left out.
+    A concurrency that was asked for, by option or by a gate of ``files``, and cannot be held even so
+    is an error; of the default ones those that cannot are left out.
     """
     kept: list[Cell] = []
     short: list[str] = []
@@ -176,8 +187,8 @@ def _with_enough_prompts(
             if settings.prompts is None
             else min(settings.prompts, len(dataset.prompts(cell)))
         )
-        need = STEADY_PROMPTS_PER_STREAM * cell.concurrency
-        if cell.split == "throughput" and have < need:
+        if cell.split == "throughput" and _repeats(have, cell.concurrency) > MAX_REPEATS:
+            need = -(-STEADY_PROMPTS_PER_STREAM * cell.concurrency // MAX_REPEATS)
             short.append(f"{cell.id(with_concurrency=True)} has {have} and needs {need}")
             asked |= any(
                 gate.cell.concurrency is not None and gate.cell.matches(cell) for file in files for gate in file.gates
@@ -186,7 +197,8 @@ def _with_enough_prompts(
             kept.append(cell)
     if short and (asked or not kept):
         raise ConfigError(
-            f"too few prompts for a steady window ({STEADY_PROMPTS_PER_STREAM} × concurrency): "
+            f"too few prompts for a steady window ({STEADY_PROMPTS_PER_STREAM} × concurrency, each prompt sent at most "
+            f"{MAX_REPEATS} times): "
             f"{'; '.join(short[:3])}{' …' if len(short) > 3 else ''}; lower the concurrency, or give more prompts"
         )
     return kept

@@ -1,35 +1,42 @@
-"""One engine, started: warm it, measure windows on it, stop it."""
+"""One engine, running: warm it, measure windows on it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
+import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from typing import Protocol
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines import registry
-from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch, Profile, Sampling
-from pytest_speedbench.engines.process import ServerProcess, free_port, require_free, uninterrupted
+from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch, Profile, Sampling, model_name
+from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
-from pytest_speedbench.load.client import StreamingClient, fetcher, is_ready
+from pytest_speedbench.load import warmup
+from pytest_speedbench.load.client import StreamingClient, post
 from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent, drive
 from pytest_speedbench.measure.samples import Counters, Window
+from pytest_speedbench.measure.steps import Drafting, settle
 from pytest_speedbench.settings import Settings
-from pytest_speedbench.tokenize import ChatTokenizer, Message
+from pytest_speedbench.tokenize import ChatTokenizer, Message, vocabulary
 from pytest_speedbench.tokenize import load as load_tokenizer
 
 SETTLE_S = 5.0
+FLUSH_S = 30.0
 CONTEXT_STEP = 256
+_WINDOW_SLACK = 3
 _CHAT_SLACK = 16
 """Template tokens around one reply that is fed back, and tokens by which re-encoding may differ."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prepared:
     """A profile that passed its checks, with its tokenizer. Nothing runs yet."""
 
@@ -43,9 +50,19 @@ class Prepared:
         engine = registry.create(profile)
         engine.check()
         port = engine.port()
-        if port is not None:
+        if port is not None and profile.base_url is None:
             require_free(port)
         return cls(profile, engine, load_tokenizer(profile.tokenizer or engine.tokenizer_source()))
+
+    @property
+    def drafting(self) -> Drafting:
+        """How the profile drafts, for working out steps."""
+        return Drafting(self.profile.speculation.draft_tokens, self.engine.drafts_always, self.engine.steps_source)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of ids that may be sent: those of the model where it tells, else of its tokenizer."""
+        return vocabulary(self.profile.model) or self.tokenizer.vocab_size
 
     def conversations(self, rows: Sequence[Row]) -> tuple[Conversation, ...]:
         """The conversations of a cell, first prompts tokenised."""
@@ -71,6 +88,12 @@ class Prepared:
 
     def capacity(self, conversations: Sequence[Conversation], *, concurrency: int, osl_cap: int) -> Capacity:
         """What the server must hold. Raises ConfigError that names the conversations that do not fit."""
+        unknown = [c.question_id for c in conversations if max(c.first_ids, default=0) >= self.vocabulary]
+        if unknown:
+            raise ConfigError(
+                f"{len(unknown)} prompts have ids beyond the {self.vocabulary} of {model_name(self.profile.model)}: "
+                f"{', '.join(unknown[:3])}; the tokenizer {self.tokenizer.source} is not that of the model"
+            )
         needs = {c.question_id: self.context_needed(c, osl_cap) for c in conversations}
         limits = [n for n in (self.profile.max_model_len, self.tokenizer.max_context) if n is not None]
         limit = min(limits, default=None)
@@ -84,7 +107,9 @@ class Prepared:
                 f"output tokens per turn: {listed}{more}; lower --speedbench-osl, raise max_model_len, "
                 "or leave these cells out"
             )
-        rounded = -(-longest // CONTEXT_STEP) * CONTEXT_STEP
+        # Engines keep room for a whole draft window, and near the end of the context stop drafting.
+        window = self.profile.speculation.draft_tokens + _WINDOW_SLACK
+        rounded = -(-(longest + window) // CONTEXT_STEP) * CONTEXT_STEP
         return Capacity(concurrency, self.profile.max_model_len or min(rounded, limit or rounded))
 
 
@@ -96,30 +121,39 @@ def prompts_sha256(conversations: Sequence[Conversation]) -> str:
     return digest.hexdigest()
 
 
+class Server(Protocol):
+    """The process behind an engine, or a server that someone else runs."""
+
+    def require_alive(self) -> None:
+        """Raise EngineDied if it is known to have ended."""
+
+
 @dataclass(slots=True)
 class RunningEngine:
-    """A started engine."""
+    """An engine that answers. ``start_s`` is None for one that was running already."""
 
     prepared: Prepared
     capacity: Capacity
-    process: ServerProcess
+    server: Server
     base_url: str
     fetch: Fetch
     description: Description
-    start_s: float
+    start_s: float | None
     settings: Settings
-    _warmed: set[int] = field(default_factory=set)
-
-    @property
-    def steps_source(self) -> str:
-        """Where step counts come from, for the artifact."""
-        prepared = self.prepared
-        return prepared.engine.steps_source if prepared.profile.speculation.active else "no speculation"
+    warmups: list[warmup.Warmup] = field(default_factory=list)
+    _warmed: set[tuple[int, str | None]] = field(default_factory=set)
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def measure(
-        self, cell: Cell, conversations: Sequence[Conversation], sampling: Sampling, progress: Progress
+        self,
+        cell: Cell,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        progress: Progress,
+        *,
+        repeats: int = 1,
     ) -> Window:
-        """Measure one cell.
+        """Measure one cell, each conversation ``repeats`` times.
 
         Raises EngineDied when the engine is gone afterwards, ConfigError for a cell beyond the
         capacity that it was started with.
@@ -135,30 +169,77 @@ class RunningEngine:
                 f"{cell.id(with_concurrency=True)} needs a context of {longest} tokens, and the engine was started "
                 f"with {self.capacity.max_model_len}; set max_model_len in the profile"
             )
-        self.process.require_alive()
-        if cell.concurrency not in self._warmed:
-            self._send(_warmup(self.prepared, cell.concurrency), cell.concurrency, Sampling(osl_cap=8), lambda *_: None)
-            self._warmed.add(cell.concurrency)
+        self.server.require_alive()
+        self._warm(cell, conversations)
+        self._flush()
         before = self._settled_counters()
-        sent = self._send(tuple(conversations), cell.concurrency, sampling, progress)
+        with self._counters_read():
+            sent = self._send(tuple(conversations), cell.concurrency, sampling, progress, repeats=repeats)
         if sent.failures:
             # A process that was killed needs a moment until its end can be seen.
             time.sleep(0.5)
-            self.process.require_alive()
+            self.server.require_alive()
+        counters = self._settled_counters() - before
+        turns, steps = settle(sent.turns, counters, self.prepared.drafting)
         return Window(
             cell=cell,
-            planned=tuple((c.question_id, len(c.user_turns)) for c in conversations),
-            turns=sent.turns,
+            planned=tuple((c.question_id, len(c.user_turns)) for c in conversations) * repeats,
+            turns=turns,
             failures=sent.failures,
-            counters=self._settled_counters() - before,
+            counters=counters,
             client=sent.client,
             steady_ns=sent.steady_ns,
+            steps=steps,
         )
 
+    def _warm(self, cell: Cell, conversations: Sequence[Conversation]) -> None:
+        """Traffic like the cell's until its pace is steady, once per concurrency and input length."""
+        key = (cell.concurrency, cell.isl)
+        if key in self._warmed:
+            return
+        sampling = Sampling(osl_cap=warmup.OUTPUT_TOKENS, ignore_eos=True)
+        length = int(statistics.median(len(c.first_ids) for c in conversations))
+        length = min(length, self.capacity.max_model_len - warmup.OUTPUT_TOKENS)
+        done = warmup.Warmup(())
+        while not done.over:
+            requests = warmup.conversations(
+                self.prepared.tokenizer, number=cell.concurrency, length=length, round_index=len(done.seconds)
+            )
+            began = time.monotonic()
+            sent = self._send(requests, cell.concurrency, sampling, lambda *_: None)
+            if sent.failures:
+                # The cell itself will say what is wrong.
+                return
+            done = warmup.Warmup((*done.seconds, time.monotonic() - began))
+        self.warmups.append(done)
+        self._warmed.add(key)
+
+    def _flush(self) -> None:
+        path = self.prepared.engine.flush_path
+        if path is not None and not post(self.base_url, path, timeout_s=FLUSH_S):
+            raise EngineError(
+                f"POST {path} did not succeed within {FLUSH_S:.0f} s, so earlier prompts may help later ones"
+            )
+
     def _send(
-        self, conversations: tuple[Conversation, ...], concurrency: int, sampling: Sampling, progress: Progress
+        self,
+        conversations: tuple[Conversation, ...],
+        concurrency: int,
+        sampling: Sampling,
+        progress: Progress,
+        *,
+        repeats: int = 1,
     ) -> Sent:
-        load = Load(conversations, concurrency, sampling, self.settings.turn_timeout_s, self.settings.seed)
+        settings = self.settings
+        load = Load(
+            conversations,
+            concurrency,
+            sampling,
+            settings.turn_timeout_s,
+            settings.seed,
+            repeats=repeats,
+            vocabulary=self.prepared.vocabulary,
+        )
 
         async def run() -> Sent:
             async with StreamingClient(self.prepared.engine, self.base_url, concurrency=concurrency) as client:
@@ -166,40 +247,47 @@ class RunningEngine:
 
         return asyncio.run(run())
 
+    @contextlib.contextmanager
+    def _counters_read(self) -> Iterator[None]:
+        """Keep reading counters that the server drops when nobody does."""
+        every_s = self.prepared.engine.counters_poll_s
+        if every_s is None:
+            yield
+            return
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.wait(every_s):
+                # What is wrong shows when the window is closed; a reading that fails now may work then.
+                with contextlib.suppress(EngineError):
+                    self._counters()
+
+        reader = threading.Thread(target=read, name="counters", daemon=True)
+        reader.start()
+        try:
+            yield
+        finally:
+            done.set()
+            reader.join()
+
+    def _counters(self) -> Counters:
+        with self._reading, understood():
+            return self.prepared.engine.counters(self.fetch)
+
     def _settled_counters(self) -> Counters:
         """Counters once the server is idle: some advance only when a request has ended."""
         deadline = time.monotonic() + SETTLE_S
-        with _understood():
-            while not self.prepared.engine.idle(self.fetch) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            return self.prepared.engine.counters(self.fetch)
+        while not self._idle() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self._counters()
 
-
-def _warmup(prepared: Prepared, number: int) -> tuple[Conversation, ...]:
-    """Prompts that are in no dataset: engines keep tries and caches of what they have seen."""
-    texts = [f"Warm-up request {i + 1}: count from {i} to {i + 9} in words." for i in range(number)]
-    rows = [Row(f"warm-up-{i}", "warm-up", "", (t,), "", "", "", False) for i, t in enumerate(texts)]
-    return prepared.conversations(rows)
+    def _idle(self) -> bool:
+        with self._reading, understood():
+            return self.prepared.engine.idle(self.fetch)
 
 
 @contextlib.contextmanager
-def started(prepared: Prepared, capacity: Capacity, settings: Settings, folder: Path) -> Iterator[RunningEngine]:
-    """Start the engine in ``folder`` and stop it again. Raises EngineStartError."""
-    engine = prepared.engine
-    port = engine.port() or free_port()
-    base_url = f"http://127.0.0.1:{port}"
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(ServerProcess(engine.launch(capacity, port), folder))
-        stack.enter_context(_stopping(process))
-        start_s = process.wait_ready(lambda: is_ready(base_url, engine.ready_path), timeout_s=settings.start_timeout_s)
-        fetch = fetcher(base_url)
-        with _understood():
-            description = engine.describe(fetch)
-        yield RunningEngine(prepared, capacity, process, base_url, fetch, description, start_s, settings)
-
-
-@contextlib.contextmanager
-def _understood() -> Iterator[None]:
+def understood() -> Iterator[None]:
     """An upgraded engine may say things of itself in another form; that is an error of the engine."""
     try:
         yield
@@ -208,12 +296,3 @@ def _understood() -> Iterator[None]:
             f"cannot make sense of what the engine says of itself ({type(error).__name__}: {error}); "
             "this version of the plugin may not know this version of the engine"
         ) from error
-
-
-@contextlib.contextmanager
-def _stopping(process: ServerProcess) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with uninterrupted():
-            process.stop()

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from pytest_speedbench.gates.yaml_nodes import Value
 
 PROFILE_FILE = "speedbench.yaml"
+_PATHS = ("model", "tokenizer", "draft_model")
 _SPECULATION_KEYS = ("method", "draft_model", "draft_tokens")
 _OWN_KEYS = ("speculation", "engines", "max_model_len")
+_ENGINE_KEYS = ("model", "tokenizer", "draft_model", "tensor_parallel")
+"""Options that the part of one engine may set in place of the whole file: engines read other formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ def build(
         raise ConfigError(f"no engine was named; give --speedbench-engine, one of {', '.join(registry.NAMES)}")
     for engine in engines:
         registry.require(engine)
+    if found["base_url"].value and len(engines) > 1:
+        raise ConfigError(f"--speedbench-base-url is one server, but {len(engines)} engines are named; name one")
     defaults = _Defaults.of(found, file, engines)
 
     def value(key: str) -> Any:
@@ -107,11 +112,23 @@ def build(
         name = value(key)
         return name if name in (None, MINI) or not path(key).exists() else str(path(key))
 
+    def of_engine(engine: str) -> Callable[[str], Any]:
+        """Values for one engine: its own part of the file comes before the rest of the file."""
+        own = file.engine_options.get(engine, {})
+
+        def read(key: str) -> Any:
+            if key not in own or not found[key].origin.startswith(("profile", "default")):
+                return located(key) if key in _PATHS else value(key)
+            given = parsed(BY_KEY[key], own[key])
+            return str(rootdir / given) if key in _PATHS and (rootdir / str(given)).exists() else given
+
+        return read
+
     thresholds, thresholds_origin = path("thresholds"), found["thresholds"].origin
     if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
         thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
     return Settings(
-        profiles=tuple(_profile(engine, value, located, file, defaults) for engine in engines),
+        profiles=tuple(_profile(engine, of_engine(engine), file, defaults) for engine in engines),
         axes=Axes(
             splits=value("split") or (),
             categories=value("category") or (),
@@ -162,19 +179,14 @@ class _Defaults:
 
     @classmethod
     def of(cls, found: Mapping[str, Resolved], file: _ProfileFile, engines: tuple[str, ...]) -> _Defaults:
-        if engines != ("llamacpp",) or found["model"].origin != "default":
+        named = found["model"].origin != "default" or "model" in file.engine_options.get("llamacpp", {})
+        if engines != ("llamacpp",) or named or found["base_url"].value:
             return cls({})
         return cls(embedded.defaults(found["method"].value))
 
 
-def _profile(
-    engine: str,
-    value: Callable[[str], Any],
-    located: Callable[[str], Any],
-    file: _ProfileFile,
-    defaults: _Defaults,
-) -> Profile:
-    model = located("model")
+def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile, defaults: _Defaults) -> Profile:
+    model = value("model")
     if model is None:
         raise ConfigError(
             f"{engine}: no model was given; give --speedbench-model, or `model:` in the profile file {file.name}"
@@ -204,24 +216,27 @@ def _profile(
         label=engine,
         engine=engine,
         model=str(model),
-        tokenizer=located("tokenizer"),
+        tokenizer=value("tokenizer"),
         speculation=Speculation(
             method=method,
             draft_tokens=draft_tokens or 0,
-            draft_model=located("draft_model") if method != "none" else None,
+            draft_model=value("draft_model") if method != "none" else None,
         ),
         max_model_len=file.max_model_len,
+        tensor_parallel=value("tensor_parallel"),
+        base_url=value("base_url"),
         options=options,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _ProfileFile:
-    """What a profile file says: options by key, and one mapping per engine."""
+    """What a profile file says: options by key, and per engine its settings and its own values of options."""
 
     name: str
     options: Mapping[str, Any]
     engines: Mapping[str, Mapping[str, Any]]
+    engine_options: Mapping[str, Mapping[str, Any]]
     max_model_len: int | None
 
     @classmethod
@@ -233,7 +248,7 @@ class _ProfileFile:
         default = rootdir / PROFILE_FILE
         if default.exists():
             return cls.read(default)
-        return cls(PROFILE_FILE, {}, {}, None)
+        return cls(PROFILE_FILE, {}, {}, {}, None)
 
     @classmethod
     def read(cls, path: Path) -> _ProfileFile:
@@ -246,11 +261,15 @@ class _ProfileFile:
             speculation = entries["speculation"].mapping(allowed=_SPECULATION_KEYS, required=("method",))
             options |= {key: _option(key, entry) for key, entry in speculation.items()}
         engines: dict[str, Mapping[str, Any]] = {}
+        own: dict[str, Mapping[str, Any]] = {}
         if "engines" in entries:
             for name, entry in entries["engines"].mapping(allowed=registry.NAMES).items():
-                engines[name] = {key: _plain(item) for key, item in entry.mapping().items()}
+                items = entry.mapping()
+                engines[name] = {key: _plain(item) for key, item in items.items() if key not in _ENGINE_KEYS}
+                values = {key: _option(key, item) for key, item in items.items() if key in _ENGINE_KEYS}
+                own[name] = {key: value for key, value in values.items() if value is not None}
         length = entries["max_model_len"].count() if "max_model_len" in entries else None
-        return cls(path.name, options, engines, length)
+        return cls(path.name, options, engines, own, length)
 
 
 def _option(key: str, entry: Value) -> Any:

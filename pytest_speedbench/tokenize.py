@@ -53,6 +53,10 @@ class ChatTokenizer:
         """Ids of ``text``. Nothing is added: a BOS is there only if ``text`` spells it out."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the rendered chat."""
         return self.encode(self.render(messages))
@@ -73,6 +77,16 @@ def load(source: str) -> ChatTokenizer:
     if path.suffix == ".gguf":
         return _from_gguf(path)
     return _from_hugging_face(source)
+
+
+def vocabulary(model: str) -> int | None:
+    """Number of ids that the model in a folder knows, by its config.json; None where that cannot be read."""
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return size if isinstance(size, int) else None
 
 
 def _transformers() -> Any:

@@ -1,3 +1,17 @@
 """What every test folder shares."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
 pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lease and quarantine files of test engines stay out of the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPEEDBENCH_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield

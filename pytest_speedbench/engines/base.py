@@ -36,8 +36,9 @@ class Speculation:
 class Profile:
     """One way to launch one engine. ``label`` is what item ids show.
 
-    ``options`` is the engine's own part of the profile file. Which keys it may have is the
-    engine module's business.
+    ``tensor_parallel`` is the number of GPUs that one replica is spread over. ``base_url`` is that of
+    a server that someone else runs; nothing is launched then. ``options`` is the engine's own part of
+    the profile file. Which keys it may have is the engine module's business.
     """
 
     label: str
@@ -46,6 +47,8 @@ class Profile:
     speculation: Speculation
     tokenizer: str | None = None
     max_model_len: int | None = None
+    tensor_parallel: int = 1
+    base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -111,18 +114,37 @@ class StreamDecoder(Protocol):
 
 
 class Engine(Protocol):
-    """What every engine module provides, made for one profile."""
+    """What every engine module provides, made for one profile.
+
+    ``ready_paths`` are tried in turn until one is not 404. ``flush_path`` is POSTed to between cells,
+    so that nothing that the server remembers of one cell helps the next. ``counters_poll_s``: counters
+    are lost unless they are read that often while requests run. ``steps_source`` says what a
+    decoder's step counts rest on, for the artifact.
+    """
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
     steps_source: ClassVar[str]
-    ready_path: ClassVar[str]
+    ready_paths: ClassVar[tuple[str, ...]]
     stream_path: ClassVar[str]
+    flush_path: ClassVar[str | None]
+    counters_poll_s: ClassVar[float | None]
 
     def __init__(self, profile: Profile) -> None: ...
 
+    @property
+    def drafts_always(self) -> bool:
+        """Whether every decode step drafts, so that steps and drafts are one number."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what one request generated helps to draft for another in the same window."""
+
     def check(self) -> None:
-        """Refuse, before anything starts, what cannot work. Raises ConfigError."""
+        """Refuse, before anything starts, what cannot work. Raises ConfigError.
+
+        With ``base_url`` in the profile nothing is launched, so nothing need be installed.
+        """
 
     def tokenizer_source(self) -> str:
         """Where the tokenizer is when the profile names none."""
@@ -134,10 +156,14 @@ class Engine(Protocol):
         """The process that serves the profile on 127.0.0.1:``port``."""
 
     def describe(self, fetch: Fetch) -> Description:
-        """Version and effective configuration of the running server."""
+        """Version and effective configuration of the running server.
+
+        Asked once, before any request. Raises EngineError for a server that speaks another engine's
+        protocol or is of a version that this module does not know.
+        """
 
     def counters(self, fetch: Fetch) -> Counters:
-        """Totals since the server started."""
+        """Totals since the server started, or since the first call. Called from one thread at a time."""
 
     def idle(self, fetch: Fetch) -> bool:
         """Whether no request is being processed or waiting, so that counters are final."""

@@ -10,7 +10,7 @@ the server closes the connection after each stream.
 from __future__ import annotations
 
 import json
-import subprocess
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,14 +27,19 @@ from pytest_speedbench.engines.base import (
     StreamDecoder,
     TurnRequest,
 )
+from pytest_speedbench.engines.installed import package_version
 from pytest_speedbench.engines.llamacpp_steps import Seen, Window, reconstruct
+from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
 from pytest_speedbench.errors import ConfigError, RequestError
 from pytest_speedbench.measure.samples import Counters, Turn
 
 SERVER_SCRIPT = Path(__file__).with_name("llamacpp_server.py")
-_NUMBERS = {"port": 65535, "threads": 1024, "ngram_lookup": 1024}
+_NUMBERS = {"threads": 1024, "ngram_lookup": 1024}
 """Options that are whole numbers from 1, and the highest value of each."""
+_EXACT_BELOW = 1e6
+_NEED_DRAFTER = ("eagle3", "dflash")
+"""Beside draft; multi-token prediction and DSpark may live in the target's own file."""
 OPTIONS = ("python", "port", "threads", "ngram_lookup", "draft_cache_type", "params", "args", "env")
 
 
@@ -42,25 +47,40 @@ class LlamaCpp:
     """The engine module for ``--speedbench-engine=llamacpp``."""
 
     name: ClassVar[str] = "llamacpp"
-    methods: ClassVar[tuple[str, ...]] = ("none", "ngram", "draft")
+    methods: ClassVar[tuple[str, ...]] = (
+        *("none", "ngram", "ngram_map_k", "ngram_map_k4v", "ngram_mod"),
+        *("draft", "eagle3", "mtp", "dflash", "dspark"),
+    )
     steps_source: ClassVar[str] = "per-step totals (timings_per_token)"
-    ready_path: ClassVar[str] = "/health"
+    ready_paths: ClassVar[tuple[str, ...]] = ("/health",)
     stream_path: ClassVar[str] = "/completion"
+    flush_path: ClassVar[str | None] = None
+    counters_poll_s: ClassVar[float | None] = None
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._version = ""
         self._python = str(profile.options.get("python", sys.executable))
 
+    @property
+    def drafts_always(self) -> bool:
+        """A draft model always drafts; n-gram only where it finds a match."""
+        return self._profile.speculation.method == "draft"
+
+    @property
+    def remembers(self) -> bool:
+        """The pool of ngram_mod is shared between conversations; the others see one alone."""
+        return self._profile.speculation.method == "ngram_mod"
+
     def check(self) -> None:
         """Refuse an unknown option, a missing model, or a Python without xllamacpp."""
-        problems = []
-        unknown = sorted(set(self._profile.options) - set(OPTIONS))
-        if unknown:
-            problems.append(f"llamacpp has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
-        problems += _wrong_values(self._profile.options)
+        problems = _wrong_values(self._profile.options)
+        if self._profile.base_url is not None:
+            if problems:
+                raise ConfigError("\n".join(problems))
+            return
         try:
-            self._version = _installed_version(self._python)
+            self._version = _installed_version(self._python, environment(self._profile.options))
         except ConfigError as error:
             problems.append(str(error))
         try:
@@ -91,7 +111,7 @@ class LlamaCpp:
             "max_model_len": capacity.max_model_len,
             "threads": int(profile.options.get("threads", embedded.cpu_threads())),
             "method": speculation.method,
-            "draft_model": str(draft_model),
+            "draft_model": None if draft_model is None else str(draft_model),
             "draft_tokens": speculation.draft_tokens,
             "ngram_lookup": int(profile.options.get("ngram_lookup", 2)),
             "draft_cache_type": str(profile.options.get("draft_cache_type", "f16")),
@@ -99,18 +119,23 @@ class LlamaCpp:
         }
         return Launch(
             argv=(self._python, str(SERVER_SCRIPT), "server.json"),
-            env={str(k): str(v) for k, v in dict(profile.options.get("env", {})).items()},
+            env=environment(profile.options),
             files={"server.json": json.dumps(config, indent=1)},
         )
 
-    def _models(self, *, verify: bool = False) -> tuple[Path, Path]:
-        """Target and drafter; the target drafts for itself where no drafter is named."""
+    def _models(self, *, verify: bool = False) -> tuple[Path, Path | None]:
+        """Target and drafter; with method draft the target drafts for itself where no drafter is named."""
+        speculation = self._profile.speculation
         target = embedded.resolve(self._profile.model)
-        named = self._profile.speculation.draft_model
-        drafter = target if named is None else embedded.resolve(named)
+        named = speculation.draft_model
+        drafter = None if named is None else embedded.resolve(named)
+        if drafter is None and speculation.method == "draft":
+            drafter = target
+        if drafter is None and speculation.method in _NEED_DRAFTER:
+            raise ConfigError(f"llamacpp: method {speculation.method} needs a drafter; give --speedbench-draft-model")
         if verify:
             embedded.verify_gguf(target, "model")
-            if drafter != target:
+            if drafter not in (None, target):
                 embedded.verify_gguf(drafter, "draft model")
         return target, drafter
 
@@ -124,7 +149,7 @@ class LlamaCpp:
             "model_ftype": props.get("model_ftype"),
             "build_info": props.get("build_info"),
         }
-        return Description(version=self._version, resolved=resolved)
+        return Description(version=self._version or str(props.get("build_info", "")), resolved=resolved)
 
     def counters(self, fetch: Fetch) -> Counters:
         """Totals of ``/metrics``. Speculation series are absent until the first draft."""
@@ -139,6 +164,7 @@ class LlamaCpp:
             drafts=total("spec_decode_num_drafts_total"),
             drafted=total("spec_decode_num_draft_tokens_total"),
             accepted=total("spec_decode_num_accepted_tokens_total"),
+            slack=_rounding(max(sums.values(), default=0.0)),
         )
 
     def idle(self, fetch: Fetch) -> bool:
@@ -265,16 +291,14 @@ def _error_text(body: bytes) -> str:
         return body.decode("utf-8", "replace").strip()[:500]
 
 
+def _rounding(value: float) -> int:
+    """How far a printed total can be off: the server prints six significant digits."""
+    return int(10.0 ** (math.floor(math.log10(value)) - 5)) if value >= _EXACT_BELOW else 0
+
+
 def _wrong_values(options: Mapping[str, Any]) -> list[str]:
     """One line per option whose value cannot be used."""
-    wrong = []
-    for name, highest in _NUMBERS.items():
-        number = options.get(name)
-        if number is not None and not (type(number) is int and 1 <= number <= highest):
-            wrong.append(f"llamacpp: option {name} must be a whole number from 1 to {highest}, but is {number!r}")
-    for name, kind, what in (("params", dict, "a mapping"), ("env", dict, "a mapping"), ("args", list, "a list")):
-        if not isinstance(options.get(name, kind()), kind):
-            wrong.append(f"llamacpp: option {name} must be {what}, but is {options[name]!r}")
+    wrong = wrong_options("llamacpp", options, OPTIONS, _NUMBERS)
     if not wrong:
         try:
             _params(options)
@@ -297,16 +321,15 @@ def _params(options: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _installed_version(python: str) -> str:
-    """Version of xllamacpp in ``python``, looked up without importing it. Raises ConfigError."""
-    probe = "from importlib.metadata import version; print(version('xllamacpp'))"
+def _installed_version(python: str, env: Mapping[str, str]) -> str:
+    """Version of xllamacpp in ``python``. Raises ConfigError."""
     try:
-        done = subprocess.run([python, "-c", probe], check=False, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"llamacpp: cannot run the Python of the profile, {python}: {error}") from error
-    if done.returncode:
+        found = package_version(python, ("xllamacpp",), env)
+    except ConfigError as error:
+        raise ConfigError(f"llamacpp: {error}") from error
+    if found is None:
         raise ConfigError(
             f"llamacpp: {python} has no package xllamacpp; run pip install 'pytest-speedbench[llamacpp]', "
             "or point engines.llamacpp.python of the profile to a Python that has it"
         )
-    return done.stdout.strip()
+    return found

@@ -18,6 +18,22 @@ from pathlib import Path
 from typing import Any
 
 
+DRAFTERS = {
+    "draft": "DRAFT_SIMPLE",
+    "eagle3": "DRAFT_EAGLE3",
+    "mtp": "DRAFT_MTP",
+    "dflash": "DRAFT_DFLASH",
+    "dspark": "DRAFT_DSPARK",
+}
+NGRAMS = {
+    "ngram": "NGRAM_SIMPLE",
+    "ngram_map_k": "NGRAM_MAP_K",
+    "ngram_map_k4v": "NGRAM_MAP_K4V",
+    "ngram_mod": "NGRAM_MOD",
+}
+"""Names of llama.cpp's kinds of speculation, by method."""
+
+
 def parameters(config: dict[str, Any]) -> Any:
     """Translate the launch configuration into ``xllamacpp.CommonParams``."""
     import xllamacpp
@@ -35,28 +51,38 @@ def parameters(config: dict[str, Any]) -> Any:
     params.ui = False
     params.cache_ram_mib = 0
     method = config["method"]
-    speculative = params.speculative
-    kinds = xllamacpp.common_speculative_type
-    if method == "draft":
-        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
-        speculative.draft.mparams.path = config["draft_model"]
-        speculative.draft.n_max = config["draft_tokens"]
-        speculative.draft.p_min = 0.0
-        cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{config['draft_cache_type'].upper()}", None)
-        if cache_type is None:
-            raise SystemExit(f"unknown draft_cache_type {config['draft_cache_type']!r}; f16, q8_0 and q4_0 are usual")
-        speculative.draft.cache_type_k = speculative.draft.cache_type_v = cache_type
-    elif method == "ngram":
-        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-        speculative.ngram_simple.size_n = config["ngram_lookup"]
-        speculative.ngram_simple.size_m = config["draft_tokens"]
-    elif method != "none":
-        raise SystemExit(f"unknown speculation method {method!r}")
+    if method != "none":
+        _speculate(params.speculative, method, config)
     for name, value in config.get("params", {}).items():
         if not hasattr(params, name):
             raise SystemExit(f"xllamacpp.CommonParams has no field {name!r}")
         setattr(params, name, value)
     return params
+
+
+def _speculate(speculative: Any, method: str, config: dict[str, Any]) -> None:
+    import xllamacpp
+
+    if method not in DRAFTERS | NGRAMS:
+        raise SystemExit(f"unknown speculation method {method!r}")
+    kind = f"COMMON_SPECULATIVE_TYPE_{(DRAFTERS | NGRAMS)[method]}"
+    speculative.types = [getattr(xllamacpp.common_speculative_type, kind)]
+    drafts = config["draft_tokens"]
+    if method in DRAFTERS:
+        if config["draft_model"] is not None:
+            speculative.draft.mparams.path = config["draft_model"]
+        speculative.draft.n_max = drafts
+        speculative.draft.p_min = 0.0
+        cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{config['draft_cache_type'].upper()}", None)
+        if cache_type is None:
+            raise SystemExit(f"unknown draft_cache_type {config['draft_cache_type']!r}; f16, q8_0 and q4_0 are usual")
+        speculative.draft.cache_type_k = speculative.draft.cache_type_v = cache_type
+    elif method == "ngram_mod":
+        speculative.ngram_mod.n_match = config["ngram_lookup"]
+        speculative.ngram_mod.n_min, speculative.ngram_mod.n_max = 1, drafts
+    else:
+        own = getattr(speculative, NGRAMS[method].lower())
+        own.size_n, own.size_m = config["ngram_lookup"], drafts
 
 
 def main(path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 
@@ -16,6 +16,8 @@ from pytest_speedbench.measure.samples import Turn
 
 Clock = Callable[[], int]
 GET_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 5.0
+"""Some servers generate a token before they call themselves ready."""
 _SHOWN_BYTES = 200
 
 
@@ -34,12 +36,34 @@ def fetcher(base_url: str) -> Callable[[str], bytes]:
     return fetch
 
 
-def is_ready(base_url: str, path: str) -> bool:
-    """Whether the server answers 200 on its readiness path."""
-    try:
-        return httpx.get(base_url + path, timeout=1.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
+def is_ready(base_url: str, paths: Sequence[str]) -> bool:
+    """Whether the server answers 200 on its readiness path: the first of ``paths`` that it has."""
+    for path in paths:
+        try:
+            status = httpx.get(base_url + path, timeout=READY_TIMEOUT_S, trust_env=False).status_code
+        except httpx.HTTPError:
+            return False
+        if status != 404:
+            return status == 200
+    return False
+
+
+def post(base_url: str, path: str, *, timeout_s: float) -> bool:
+    """POST an empty body until the server answers 200; False when it does not within ``timeout_s``.
+
+    Raises EngineError when the server cannot be reached.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            status = httpx.post(base_url + path, timeout=GET_TIMEOUT_S, trust_env=False).status_code
+        except httpx.HTTPError as error:
+            raise EngineError(f"POST {path} of the engine failed: {error or type(error).__name__}") from error
+        if status == 200:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 class StreamingClient:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pytest_speedbench.engines.base import Sampling, TurnRequest
@@ -32,13 +34,19 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one window sends. ``deadline_s`` is per turn."""
+    """What one window sends. ``deadline_s`` is per turn.
+
+    Each conversation is played ``repeats`` times: all of them once before any a second time. Prompts
+    with an id that is not below ``vocabulary`` are not sent, since one such id kills some servers.
+    """
 
     conversations: tuple[Conversation, ...]
     concurrency: int
     sampling: Sampling
     deadline_s: float
     seed: int
+    repeats: int = 1
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
 
     A failed turn ends its conversation and is recorded; the others go on.
     """
-    queue = _order(load.conversations, load.seed)
+    queue = _order(load)
     total = len(queue)
     tally = _Tally()
 
@@ -88,9 +96,14 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
     cpu_began, began = time.process_time(), time.perf_counter()
     lags: list[float] = []
     probe = asyncio.create_task(_probe_lag(lags))
-    workers = [asyncio.create_task(worker()) for _ in range(min(load.concurrency, total))]
+    workers: list[asyncio.Task[None]] = []
     try:
-        await asyncio.gather(*workers)
+        with _heap_at_rest():
+            for _ in range(min(load.concurrency, total)):
+                workers.append(asyncio.create_task(worker()))
+                # One send at a time: otherwise the first events wait until the last request is out.
+                await asyncio.sleep(0)
+            await asyncio.gather(*workers)
     finally:
         for task in [probe, *workers]:
             task.cancel()
@@ -105,10 +118,20 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
     )
 
 
-def _order(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
-    ordered = list(conversations)
-    random.Random(seed).shuffle(ordered)
-    return ordered
+def _order(load: Load) -> list[Conversation]:
+    """What is left to send, the next one last."""
+    rounds: list[Conversation] = []
+    for number in reversed(range(load.repeats)):
+        ordered = list(load.conversations)
+        random.Random(load.seed + number).shuffle(ordered)
+        rounds += ordered
+    return rounds
+
+
+def _refuse_unknown_ids(ids: Sequence[int], vocabulary: int | None) -> None:
+    highest = max(ids, default=0)
+    if vocabulary is not None and highest >= vocabulary:
+        raise RequestError("bad_id", f"the prompt has id {highest}, and the vocabulary ends at {vocabulary - 1}")
 
 
 async def _play(
@@ -121,15 +144,29 @@ async def _play(
     messages: list[Message] = []
     for index, text in enumerate(conversation.user_turns):
         messages.append({"role": "user", "content": text})
-        ids = conversation.first_ids if index == 0 else tokenizer.ids(messages)
+        # In a thread: rendering and encoding a long chat would hold up the events of all other streams.
+        ids = conversation.first_ids if index == 0 else await asyncio.to_thread(tokenizer.ids, list(messages))
         request = TurnRequest(conversation.question_id, conversation.category, index, ids, load.sampling)
         try:
+            _refuse_unknown_ids(ids, load.vocabulary)
             turn = await client.turn(request, deadline_s=load.deadline_s)
         except RequestError as error:
             tally.failures.append(Failure(conversation.question_id, index, error.reason, str(error)))
             return
         tally.turns.append(turn)
-        messages.append({"role": "assistant", "content": turn.text})
+        reply = tokenizer.decode(turn.output_ids or ()) if turn.text is None else turn.text
+        messages.append({"role": "assistant", "content": reply})
+
+
+@contextlib.contextmanager
+def _heap_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from walking through everything that was there before: that takes tens of ms."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _probe_lag(lags: list[float]) -> None:

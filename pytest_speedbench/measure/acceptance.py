@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_speedbench.measure.samples import Counters, Turn
+from pytest_speedbench.measure.samples import Counters, Steps, Told, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Acceptance:
 class Conversation:
     """The sums over all turns of one conversation, which is also the resampling unit.
 
-    ``steps`` are decode steps; the prefill adds one more per turn where upstream counts it.
+    ``steps`` are decode steps; the prefill adds one more per turn where upstream counts it. Draft
+    tokens are None where the engine does not count them per turn.
     """
 
     category: str
@@ -50,8 +51,8 @@ class Conversation:
     turns: int
     tokens: int
     steps: int
-    accepted: int
-    drafted: int
+    accepted: int | None
+    drafted: int | None
 
     @property
     def steps_with_prefill(self) -> int:
@@ -69,7 +70,11 @@ def conversations(turns: Iterable[Turn]) -> tuple[Conversation, ...]:
 
     The order does not depend on the order of arrival, which changes from run to run. A prompt that
     was measured more than once (recycled) is one conversation: its repetitions are not independent.
+    Empty where any turn's steps are unknown: per-request figures do not exist then.
     """
+    turns = tuple(turns)
+    if any(turn.steps is None for turn in turns):
+        return ()
     groups: dict[tuple[str, str], list[Turn]] = {}
     for turn in turns:
         groups.setdefault((turn.category, turn.question_id), []).append(turn)
@@ -79,12 +84,26 @@ def conversations(turns: Iterable[Turn]) -> tuple[Conversation, ...]:
             question_id=question_id,
             turns=len(group),
             tokens=sum(t.output_tokens for t in group),
-            steps=sum(t.steps.count for t in group),
-            accepted=sum(t.steps.accepted for t in group),
-            drafted=sum(t.steps.drafted for t in group),
+            steps=sum(s.count for s in _steps(group)),
+            accepted=_sum(s.accepted for s in _steps(group)),
+            drafted=_sum(s.drafted for s in _steps(group)),
         )
         for (category, question_id), group in sorted(groups.items())
     )
+
+
+def _steps(turns: Iterable[Turn]) -> Iterator[Steps]:
+    return (turn.steps for turn in turns if turn.steps is not None)
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """The sum, None where any part is unknown."""
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
 
 
 # Lengths of steps
@@ -97,13 +116,17 @@ def histogram(turns: Iterable[Turn]) -> dict[int, int]:
     minus ``unresolved_steps(turns)``.
     """
     counts: Counter[int] = Counter()
-    for turn in turns:
+    for steps in _steps(turns):
         counts[1] += 1
-        if not turn.steps.lengths:
+        if not steps.lengths:
             continue
-        *earlier, last = turn.steps.lengths
-        counts.update(earlier)
-        counts[last - turn.steps.cut if last else 0] += 1
+        last = _last(steps)
+        if last is None and steps.cut != 0:
+            continue
+        counts.update(steps.lengths)
+        if last:
+            counts[last] -= 1
+            counts[last - (steps.cut or 0)] += 1
     return _observed(counts)
 
 
@@ -111,17 +134,35 @@ def uncut_histogram(turns: Iterable[Turn]) -> dict[int, int]:
     """{length: steps} of decode steps only, the last step of every turn left out.
 
     Neither the prefill nor the cut at the end dilutes these lengths, so that what is left does not
-    depend on how long the outputs are. Steps of unknown length are left out.
+    depend on how long the outputs are. Steps of unknown length are left out, and turns of which it
+    is not known which length was the last.
     """
     counts: Counter[int] = Counter()
-    for turn in turns:
-        counts.update(turn.steps.lengths[:-1])
+    for steps in _steps(turns):
+        last = _last(steps)
+        if steps.lengths and last is not None:
+            counts.update(steps.lengths)
+            counts[last] -= 1
     return _observed(counts)
 
 
 def unresolved_steps(turns: Iterable[Turn]) -> int:
-    """Number of steps that are known to exist but whose own length is not."""
-    return sum(turn.steps.unresolved for turn in turns)
+    """Number of steps that are known to exist but whose own length, as cut, is not."""
+    return sum(
+        steps.count if steps.lengths and _last(steps) is None and steps.cut != 0 else steps.unresolved
+        for steps in _steps(turns)
+    )
+
+
+def _last(steps: Steps) -> int | None:
+    """Length of the last step (0: unresolved), None where it is not known which of the lengths it is.
+
+    Without an order it is known if only one length was long enough to be cut as it was.
+    """
+    if steps.ordered:
+        return steps.lengths[-1] if steps.lengths else None
+    able = {length for length in steps.lengths if length > (steps.cut or 0)}
+    return able.pop() if len(able) == 1 and steps.cut is not None else None
 
 
 def _observed(counts: Mapping[int, int]) -> dict[int, int]:
@@ -224,16 +265,23 @@ def acceptance_length(turns: Iterable[Turn]) -> float | None:
     return math.fsum(lengths) / len(lengths) if lengths else None
 
 
-def acceptance_length_pooled(turns: Iterable[Turn]) -> float | None:
-    """``pooled``: tokens of the cell per step of the cell, prefill step counted."""
-    cell = conversations(turns)
-    return _ratio(sum(c.tokens for c in cell), sum(c.steps_with_prefill for c in cell))
+def acceptance_length_pooled(turns: Sequence[Turn], steps: int | None = None) -> float | None:
+    """``pooled``: tokens of the cell per step of the cell, prefill step counted.
+
+    ``steps`` is S where it is known for the whole cell only; by default the turns' own add up.
+    """
+    steps = _total_steps(turns) if steps is None else steps
+    return None if steps is None else _ratio(sum(t.output_tokens for t in turns), steps + len(turns))
 
 
-def decode_acceptance_length(turns: Iterable[Turn]) -> float | None:
-    """(ΣN - turns) / ΣS: without the prefill step and its token, the last step as cut."""
-    cell = conversations(turns)
-    return _ratio(sum(c.tokens - c.turns for c in cell), sum(c.steps for c in cell))
+def decode_acceptance_length(turns: Sequence[Turn], steps: int | None = None) -> float | None:
+    """(ΣN - turns) / ΣS: without the prefill step and its token, the last step as cut. ``steps`` as above."""
+    steps = _total_steps(turns) if steps is None else steps
+    return None if steps is None else _ratio(sum(t.output_tokens - 1 for t in turns), steps)
+
+
+def _total_steps(turns: Sequence[Turn]) -> int | None:
+    return _sum(None if turn.steps is None else turn.steps.count for turn in turns)
 
 
 def decode_acceptance_length_uncut(turns: Iterable[Turn]) -> float | None:
@@ -242,28 +290,34 @@ def decode_acceptance_length_uncut(turns: Iterable[Turn]) -> float | None:
     Turns whose last step is of unknown length cannot be used and are left out whole. Unknown
     lengths before it do no harm, since only their sum is needed.
     """
-    tokens = steps = 0
+    tokens = count = 0
     for turn in turns:
-        lengths = turn.steps.lengths
-        if not lengths or lengths[-1] == 0:
+        steps = turn.steps
+        last = None if steps is None else _last(steps)
+        if steps is None or not last:
             continue
         # What all decode steps produced, the cut included, is N - 1 + cut.
-        tokens += turn.output_tokens - 1 + turn.steps.cut - lengths[-1]
-        steps += len(lengths) - 1
-    return _ratio(tokens, steps)
+        tokens += turn.output_tokens - 1 + (steps.cut or 0) - last
+        count += steps.count - 1
+    return _ratio(tokens, count)
 
 
-def drafted_acceptance_length(counters: Counters) -> float | None:
-    """1 + ΣA / ΣK from the server's counters: only steps that drafted, cut tokens included."""
-    if counters.accepted is None or not counters.drafts:
-        return None
-    return 1 + counters.accepted / counters.drafts
+def drafted_acceptance_length(counters: Counters, turns: Sequence[Turn] = ()) -> float | None:
+    """1 + ΣA / ΣK: only steps that drafted, cut tokens included.
+
+    From the server's counters or, where it has none of accepted drafts, from what it told of each turn.
+    """
+    accepted, drafts = counters.accepted, counters.drafts
+    if accepted is None:
+        told = [turn.told or Told() for turn in turns]
+        accepted, drafts = _sum(t.accepted for t in told), _sum(t.drafts for t in told)
+    return None if accepted is None or not drafts else 1 + accepted / drafts
 
 
-def acceptance_rate(turns: Iterable[Turn]) -> float | None:
-    """ΣA / ΣD, accepted over drafted tokens; None where nothing was drafted."""
-    cell = conversations(turns)
-    return _ratio(sum(c.accepted for c in cell), sum(c.drafted for c in cell))
+def acceptance_rate(turns: Sequence[Turn]) -> float | None:
+    """ΣA / ΣD, accepted over drafted tokens; None where nothing was drafted or it is not counted per turn."""
+    accepted, drafted = _sum(s.accepted for s in _steps(turns)), _sum(s.drafted for s in _steps(turns))
+    return None if accepted is None or drafted is None else _ratio(accepted, drafted)
 
 
 def _ratio(numerator: int, denominator: int) -> float | None:

@@ -15,7 +15,8 @@ from pytest_speedbench.measure.acceptance import (
     acceptance_length_pooled,
     decode_acceptance_length,
 )
-from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
+from pytest_speedbench.measure.samples import Client, Failure, Steps, Turn, Window
+from pytest_speedbench.measure.steps import step_total
 
 MAX_CLIENT_LAG_S = 0.010
 MAX_CLIENT_CPU_SHARE = 0.9
@@ -35,8 +36,9 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
 
     ``speculation`` is whether the profile asks for it, ``draft_tokens`` the most drafts per step.
     Codes, in this order: ``nothing_measured``, ``lost_requests``, ``incomplete``, ``duplicated``,
-    ``unplanned``, ``counter_mismatch``, ``identity``, ``acceptance_out_of_range``,
-    ``rate_above_one``, ``no_speculation``, ``unexpected_speculation``.
+    ``unplanned``, ``counter_gap``, ``prefix_cache``, ``server_queued``, ``counter_mismatch``,
+    ``identity``, ``acceptance_out_of_range``, ``rate_above_one``, ``no_speculation``,
+    ``unexpected_speculation``.
     """
     longest = draft_tokens + 1 if speculation else 1
     found = {
@@ -47,9 +49,16 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
         "unplanned": _unplanned(window),
     }
     if window.turns:
+        counters = window.counters
         found |= {
+            "counter_gap": _some(counters.missing, "records of the server were dropped before they were read"),
+            "prefix_cache": _some(counters.cached_tokens, "prompt tokens came from a cache that is to be off"),
+            "server_queued": _some(
+                counters.preemptions,
+                "times a running request was put back for want of memory; lower the concurrency or the lengths",
+            ),
             "counter_mismatch": [*_mismatched_totals(window), *_mismatched_turns(window.turns)],
-            "identity": [*_broken_identities(window.turns, longest), *_undrafted(window)],
+            "identity": [*_broken_identities(window.turns, longest), *_undrafted(window, longest)],
             "acceptance_out_of_range": _out_of_range(window.turns, longest),
             "rate_above_one": _rate_above_one(window),
             "no_speculation": _no_speculation(window) if speculation else [],
@@ -85,6 +94,10 @@ def concurrency_problem(window: Window) -> Reason | None:
         "concurrency_not_held",
         f"{window.cell.concurrency} conversations were never in flight together, out of {len(window.planned)} planned",
     )
+
+
+def _some(number: int | None, what: str) -> list[str]:
+    return [f"{number} {what}"] if number else []
 
 
 # Completeness
@@ -154,17 +167,31 @@ def _unplanned(window: Window) -> list[str]:
 
 def _mismatched_totals(window: Window) -> list[str]:
     counters, turns = window.counters, window.turns
+    steps = _steps(turns)
+    own = len(steps) == len(turns)
     pairs = (
         ("output tokens", sum(t.output_tokens for t in turns), counters.output_tokens),
         ("prompt tokens", sum(t.prompt_tokens for t in turns), counters.prompt_tokens),
-        ("drafted tokens", sum(t.steps.drafted for t in turns), counters.drafted),
-        ("accepted tokens", sum(t.steps.accepted for t in turns), counters.accepted),
+        ("decode steps", sum(s.count for s in steps) if own else None, counters.steps),
+        ("drafted tokens", _sum(s.drafted for s in steps) if own else None, counters.drafted),
+        ("accepted tokens", _sum(s.accepted for s in steps) if own else None, counters.accepted),
     )
     return [
         f"{what}: client {client}, server {server}"
         for what, client, server in pairs
-        if server is not None and server != client
+        if server is not None and client is not None and abs(server - client) > counters.slack
     ]
+
+
+def _steps(turns: Sequence[Turn]) -> list[Steps]:
+    """The steps of the turns whose steps are known."""
+    return [t.steps for t in turns if t.steps is not None]
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """The sum, None where any part is unknown."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)
 
 
 def _mismatched_turns(turns: Sequence[Turn]) -> list[str]:
@@ -192,6 +219,13 @@ def _faults(turn: Turn, longest: int) -> Iterator[str]:
     if tokens < 1:
         yield f"it has {tokens} output tokens"
         return
+    if steps is None:
+        return
+    if steps.cut is None or steps.accepted is None:
+        # Only that the last step ended with the output is known: the identity holds for some cut from 0 to k.
+        if not 0 <= steps.count - (tokens - 1) + (longest - 1) * steps.count <= (longest - 1) * (steps.count + 1):
+            yield f"{tokens} output tokens cannot come from {steps.count} steps of 1 to {longest} tokens"
+        return
     if tokens - 1 + steps.cut != steps.accepted + steps.count:
         yield (
             f"N − 1 + cut = {tokens} − 1 + {steps.cut} is not A + S = {steps.accepted} + {steps.count} "
@@ -199,18 +233,35 @@ def _faults(turn: Turn, longest: int) -> Iterator[str]:
         )
     if not 0 <= steps.cut < longest:
         yield f"its last step was cut by {steps.cut}, which must lie in 0 to {longest - 1}"
-    elif steps.lengths and 0 < steps.lengths[-1] <= steps.cut:
+    elif steps.ordered and steps.lengths and 0 < steps.lengths[-1] <= steps.cut:
         yield f"its last step produced {steps.lengths[-1]} tokens and was cut by {steps.cut}"
     resolved = sum(length - 1 for length in steps.lengths if length)
     if resolved > steps.accepted or (resolved < steps.accepted and not steps.unresolved):
         yield f"its steps accepted {resolved} drafts by their lengths and {steps.accepted} by their sum"
 
 
-def _undrafted(window: Window) -> list[str]:
-    steps, drafts = sum(t.steps.count for t in window.turns), window.counters.drafts
-    if drafts is None or drafts <= steps:
+def _undrafted(window: Window, longest: int) -> list[str]:
+    """What the totals of the window say of steps, drafts and tokens together."""
+    total, counters = step_total(window), window.counters
+    if total is None:
         return []
-    return [f"the server drafted in {drafts} steps, but there were only {steps} decode steps"]
+    if counters.drafts is not None and counters.drafts > total.high + counters.slack:
+        return [f"the server drafted in {counters.drafts} steps, but there were only {total.high} decode steps"]
+    decoded = sum(t.output_tokens - 1 for t in window.turns)
+    if not total.low <= decoded <= total.high * longest:
+        return [f"{decoded} tokens after the first cannot come from {total.high} steps of 1 to {longest} tokens"]
+    by_events = sum(len(t.event_tokens) - 1 for t in window.turns)
+    if counters.steps is not None and total.high < by_events:
+        return [f"the server counted {total.high} decode steps, but {by_events} events carried their tokens"]
+    if total.exact and counters.accepted is not None:
+        cut = counters.accepted + total.low - decoded
+        most = (longest - 1) * len(window.turns)
+        if not -counters.slack <= cut <= most + counters.slack:
+            return [
+                f"A + S = {counters.accepted} + {total.low} exceeds the {decoded} tokens after the first by {cut}, "
+                f"which must lie in 0 to {most} (draft tokens × turns)"
+            ]
+    return []
 
 
 def _out_of_range(turns: Sequence[Turn], longest: int) -> list[str]:
@@ -220,8 +271,10 @@ def _out_of_range(turns: Sequence[Turn], longest: int) -> list[str]:
 def _lengths_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
     wrong = []
     for turn in turns:
+        if turn.steps is None:
+            continue
         bad = sorted({length for length in turn.steps.lengths if length < 0 or length > longest})
-        hidden = turn.steps.accepted - sum(length - 1 for length in turn.steps.lengths if length)
+        hidden = (turn.steps.accepted or 0) - sum(length - 1 for length in turn.steps.lengths if length)
         if bad:
             wrong.append(f"{_turn(turn)} has {', '.join(map(str, bad))}")
         elif turn.steps.unresolved and hidden > turn.steps.unresolved * (longest - 1):
@@ -231,6 +284,8 @@ def _lengths_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
 
 
 def _means_out_of_range(turns: Sequence[Turn], longest: int) -> Iterator[str]:
+    if any(turn.steps is None for turn in turns):
+        return
     for what, value in (
         ("request mean", acceptance_length(turns)),
         ("pooled", acceptance_length_pooled(turns)),
@@ -248,7 +303,7 @@ def _rate_above_one(window: Window) -> list[str]:
     wrong = [
         f"{_turn(t)} {t.steps.accepted} of {t.steps.drafted}"
         for t in window.turns
-        if t.steps.accepted > t.steps.drafted
+        if t.steps is not None and t.steps.drafted is not None and (t.steps.accepted or 0) > t.steps.drafted
     ]
     if wrong:
         messages.append(f"{_turns(len(wrong))} accepted more tokens than were drafted: {_named(wrong)}")
@@ -257,21 +312,28 @@ def _rate_above_one(window: Window) -> list[str]:
 
 def _no_speculation(window: Window) -> list[str]:
     counters = window.counters
-    drafted = sum(t.steps.drafted for t in window.turns)
+    drafted = _drafted(window)
     if (drafted if counters.drafted is None else counters.drafted) > 0 and counters.drafts != 0:
         return []
-    steps = sum(t.steps.count for t in window.turns)
+    steps = sum(s.count for s in _steps(window.turns))
     return [f"the profile asks for speculation, but nothing was drafted in {steps} decode steps"]
 
 
 def _unexpected_speculation(window: Window) -> list[str]:
     counters = window.counters
-    drafted = max(sum(t.steps.drafted for t in window.turns), counters.drafted or 0)
-    accepted = max(sum(t.steps.accepted for t in window.turns), counters.accepted or 0)
+    drafted = max(_drafted(window), counters.drafted or 0)
+    told = (turn.told.accepted or 0 for turn in window.turns if turn.told is not None)
+    accepted = max(sum(s.accepted or 0 for s in _steps(window.turns)), sum(told), counters.accepted or 0)
     drafts = counters.drafts or 0
     if not (drafted or accepted or drafts):
         return []
     return [f"the profile asks for no speculation, but {drafted} tokens were drafted and {accepted} accepted"]
+
+
+def _drafted(window: Window) -> int:
+    """Draft tokens by the turns' own account."""
+    own = sum(s.drafted or 0 for s in _steps(window.turns))
+    return max(own, sum(t.told.drafted or 0 for t in window.turns if t.told is not None))
 
 
 # Wording

@@ -88,7 +88,8 @@ def _divergence(a: Turn, b: Turn) -> Divergence | None:
         shown = [str(list(ids[at : at + 4])) for ids in (a.output_ids, b.output_ids)] if at is not None else []
         unit = "token"
     else:
-        at = first_divergence(a.text, b.text)
-        shown = [repr(text[at : at + _SHOWN_CHARS]) for text in (a.text, b.text)] if at is not None else []
+        texts = (a.text or "", b.text or "")
+        at = first_divergence(*texts)
+        shown = [repr(text[at : at + _SHOWN_CHARS]) for text in texts] if at is not None else []
         unit = "character"
     return None if at is None else Divergence(a.question_id, a.index, unit, at, *shown)

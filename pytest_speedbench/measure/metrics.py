@@ -11,11 +11,15 @@ ESTIMATORS = ("request_mean", "pooled")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number with its 95 % interval over conversations, where one is defined."""
+    """A number with its 95 % interval over conversations, where one is defined.
+
+    ``bracket``: the number itself is known only to lie in it, and ``value`` is its lower end.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    bracket: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

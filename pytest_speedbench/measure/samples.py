@@ -5,7 +5,8 @@ All times are nanoseconds of one monotonic clock of the client.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from pytest_speedbench.cells import Cell
 
@@ -19,14 +20,17 @@ class Steps:
     apart from its neighbours'; the sum over such steps is still exact. So ``len(lengths)`` is the
     exact number of steps S, and N - 1 + cut = accepted + S holds for N output tokens.
 
-    ``drafted`` and ``accepted`` are draft tokens, the bonus token excluded. ``cut`` is how many
-    tokens the last step produced beyond the last output token.
+    ``drafted`` and ``accepted`` are draft tokens, the bonus token excluded; None where the engine
+    gives no count per turn. ``cut`` is how many tokens the last step produced beyond the last output
+    token; None where that is unknown, and then the last length is as cut. ``ordered`` is whether the
+    lengths stand in the order of the steps; if not, only which lengths there were is known.
     """
 
     lengths: tuple[int, ...]
-    accepted: int
-    drafted: int
-    cut: int = 0
+    accepted: int | None
+    drafted: int | None
+    cut: int | None = 0
+    ordered: bool = True
 
     @property
     def count(self) -> int:
@@ -40,6 +44,22 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What an engine says of one turn's decode steps without listing all of them. None: it is silent.
+
+    ``steps`` is S, ``drafts`` K (steps that drafted), ``drafted`` D and ``accepted`` A in draft tokens.
+    ``lengths`` are accepted drafts + 1, uncut, of the steps that drafted, in their order if ``ordered``.
+    """
+
+    steps: int | None = None
+    drafts: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    lengths: tuple[int, ...] | None = None
+    ordered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One finished turn of one conversation.
 
@@ -48,7 +68,10 @@ class Turn:
     engine held tokens back at the very end. ``step_ns`` holds arrival times of consecutive engine
     steps, the first being the prefill's token; a negative entry marks a place where the arrival of
     one or more steps could not be observed, so that no gap may be formed across it.
-    ``output_ids`` is None where the stream did not carry every id.
+    ``output_ids`` is None where the stream did not carry every id, ``text`` where it carried ids only.
+
+    ``steps`` is None until ``measure.steps.settle`` has worked it out, and after that where it is
+    unknown; ``told`` is what it is worked out from, beside the events and the server's counters.
     """
 
     question_id: str
@@ -62,9 +85,10 @@ class Turn:
     event_ns: tuple[int, ...]
     event_tokens: tuple[int, ...]
     step_ns: tuple[int, ...]
-    steps: Steps
-    text: str
+    steps: Steps | None
+    text: str | None
     output_ids: tuple[int, ...] | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +105,59 @@ class Failure:
 class Counters:
     """Totals of the server over the window. None: the engine has no such counter.
 
-    ``drafts`` counts steps that drafted (K), ``drafted`` and ``accepted`` draft tokens (D, A).
+    ``steps`` counts decode steps, summed over requests (S); ``drafts`` those that drafted (K);
+    ``drafted`` and ``accepted`` draft tokens (D, A). ``cached_tokens`` are prompt tokens that came
+    from a cache, ``preemptions`` requests that were put back for want of memory. ``missing`` are
+    records that the server dropped before they were read. ``slack`` is how far any of these can be
+    off because the server rounds what it prints; it applies to totals alone.
     """
 
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    steps: int | None = None
     drafts: int | None = None
     drafted: int | None = None
     accepted: int | None = None
+    cached_tokens: int | None = None
+    preemptions: int | None = None
+    missing: int | None = None
+    slack: int = 0
 
     def __sub__(self, before: Counters) -> Counters:
         def difference(name: str) -> int | None:
             new, old = getattr(self, name), getattr(before, name)
             return None if new is None else new - (old or 0)
 
-        return Counters(
-            difference("prompt_tokens"),
-            difference("output_tokens"),
-            difference("drafts"),
-            difference("drafted"),
-            difference("accepted"),
-        )
+        return Counters(**{name: difference(name) for name in COUNTERS}, slack=self.slack + before.slack)
+
+    @classmethod
+    def total(cls, windows: Iterable[Counters]) -> Counters:
+        """The sum over several windows; a counter that one of them lacks has no sum."""
+        every = list(windows)
+
+        def add(name: str) -> int | None:
+            known = [value for value in (getattr(counters, name) for counters in every) if value is not None]
+            return sum(known) if known and len(known) == len(every) else None
+
+        return cls(**{name: add(name) for name in COUNTERS}, slack=sum(counters.slack for counters in every))
+
+
+COUNTERS = tuple(field.name for field in fields(Counters) if field.name != "slack")
+"""The names of the totals."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotal:
+    """S over a window: between ``low`` and ``high``, equal where it is exact. ``source`` says how it is known."""
+
+    low: int
+    high: int
+    source: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether there is no doubt."""
+        return self.low == self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +174,7 @@ class Window:
 
     ``planned`` holds (question_id, number of turns) of every conversation that was to be measured.
     ``steady_ns`` is the span in which the asked concurrency was held, None if it never was.
+    ``steps`` is None where every turn has its own.
     """
 
     cell: Cell
@@ -127,3 +184,4 @@ class Window:
     counters: Counters
     client: Client
     steady_ns: tuple[int, int] | None = None
+    steps: StepTotal | None = None

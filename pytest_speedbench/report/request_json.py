@@ -7,14 +7,24 @@ import json
 from collections.abc import Iterator
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, Turn, Window
+from pytest_speedbench.measure.samples import (
+    COUNTERS,
+    Client,
+    Counters,
+    Failure,
+    Steps,
+    StepTotal,
+    Told,
+    Turn,
+    Window,
+)
 from pytest_speedbench.report.decode import Fields
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.result_json import JSONObject, cell_from_json, cell_to_json, number
 
 UNSEEN = -1
 """How a ``step_ns`` entry that marks an unobserved arrival reads back; null in the file."""
-_COUNTERS = ("prompt_tokens", "output_tokens", "drafts", "drafted", "accepted")
+_TOLD = ("steps", "drafts", "drafted", "accepted")
 
 
 def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redactor: Redactor) -> Iterator[JSONObject]:
@@ -24,9 +34,10 @@ def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redacto
         "type": "window",
         **head,
         "planned": [list(pair) for pair in window.planned],
-        "counters": {name: getattr(window.counters, name) for name in _COUNTERS},
+        "counters": {name: getattr(window.counters, name) for name in (*COUNTERS, "slack")},
         "client": {"lag_p99_s": number(window.client.lag_p99_s), "cpu_share": number(window.client.cpu_share)},
         "steady_ns": window.steady_ns and list(window.steady_ns),
+        "steps": window.steps and {"low": window.steps.low, "high": window.steps.high, "source": window.steps.source},
         "turns": len(window.turns),
         "failures": len(window.failures),
     }
@@ -53,18 +64,31 @@ def _turn_to_json(turn: Turn, *, keep_output_ids: bool) -> JSONObject:
         "event_ns": [moment - turn.start_ns for moment in turn.event_ns],
         "event_tokens": list(turn.event_tokens),
         "step_ns": [None if moment < 0 else moment - turn.start_ns for moment in turn.step_ns],
-        "steps": {
-            "lengths": list(turn.steps.lengths),
-            "accepted": turn.steps.accepted,
-            "drafted": turn.steps.drafted,
-            "cut": turn.steps.cut,
-        },
+        "steps": turn.steps and _steps_to_json(turn.steps),
+        "told": turn.told and _told_to_json(turn.told),
         "prompt_tokens": turn.prompt_tokens,
         "output_tokens": turn.output_tokens,
         "finish": turn.finish,
         "output_ids": None if ids is None else list(ids),
-        "text_sha256": hashlib.sha256(turn.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "text_sha256": None
+        if turn.text is None
+        else hashlib.sha256(turn.text.encode("utf-8", "surrogatepass")).hexdigest(),
     }
+
+
+def _steps_to_json(steps: Steps) -> JSONObject:
+    return {
+        "lengths": list(steps.lengths),
+        "accepted": steps.accepted,
+        "drafted": steps.drafted,
+        "cut": steps.cut,
+        "ordered": steps.ordered,
+    }
+
+
+def _told_to_json(told: Told) -> JSONObject:
+    lengths = None if told.lengths is None else list(told.lengths)
+    return {**{name: getattr(told, name) for name in _TOLD}, "lengths": lengths, "ordered": told.ordered}
 
 
 class Lines:
@@ -99,15 +123,18 @@ class Lines:
             planned=tuple(_planned(pair, head.where) for pair in head.array("planned")),
             turns=tuple(turns),
             failures=tuple(failures),
-            counters=Counters(*(counters.optional_integer(name) for name in _COUNTERS)),
+            counters=Counters(
+                **{name: counters.optional_integer(name) for name in COUNTERS}, slack=counters.integer("slack")
+            ),
             client=Client(client.number("lag_p99_s"), client.number("cpu_share")),
             steady_ns=_steady(head),
+            steps=_step_total(head.optional_child("steps")),
         )
         return head.text("profile"), window
 
 
 def _turn_from_json(read: Fields) -> Turn:
-    start, steps = read.integer("start_ns"), read.child("steps")
+    start = read.integer("start_ns")
     offsets = (None if item is None else item for item in read.array("step_ns"))
     return Turn(
         question_id=read.text("question_id"),
@@ -120,12 +147,34 @@ def _turn_from_json(read: Fields) -> Turn:
         event_ns=tuple(start + offset for offset in read.integers("event_ns")),
         event_tokens=read.integers("event_tokens"),
         step_ns=tuple(start + offset if isinstance(offset, int) else UNSEEN for offset in offsets),
-        steps=Steps(
-            steps.integers("lengths"), steps.integer("accepted"), steps.integer("drafted"), steps.integer("cut")
-        ),
-        text="",
+        steps=_steps_from_json(read.optional_child("steps")),
+        text=None if read.optional_text("text_sha256") is None else "",
         output_ids=None if read.data.get("output_ids") is None else read.integers("output_ids"),
+        told=_told_from_json(read.optional_child("told")),
     )
+
+
+def _steps_from_json(read: Fields | None) -> Steps | None:
+    if read is None:
+        return None
+    return Steps(
+        read.integers("lengths"),
+        read.optional_integer("accepted"),
+        read.optional_integer("drafted"),
+        read.optional_integer("cut"),
+        read.flag("ordered"),
+    )
+
+
+def _told_from_json(read: Fields | None) -> Told | None:
+    if read is None:
+        return None
+    lengths = None if read.data.get("lengths") is None else read.integers("lengths")
+    return Told(**{name: read.optional_integer(name) for name in _TOLD}, lengths=lengths, ordered=read.flag("ordered"))
+
+
+def _step_total(read: Fields | None) -> StepTotal | None:
+    return None if read is None else StepTotal(read.integer("low"), read.integer("high"), read.text("source"))
 
 
 def _failure_from_json(read: Fields) -> Failure:

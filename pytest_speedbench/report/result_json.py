@@ -30,7 +30,12 @@ def result_to_json(result: CellResult) -> JSONObject:
         "verdict": result.verdict and result.verdict.value,
         "reasons": [{"code": reason.code, "message": reason.message} for reason in result.reasons],
         "metrics": {
-            name: {"value": number(metric.value), "low": number(metric.low), "high": number(metric.high)}
+            name: {
+                "value": number(metric.value),
+                "low": number(metric.low),
+                "high": number(metric.high),
+                "bracket": metric.bracket and [number(end) for end in metric.bracket],
+            }
             for name, metric in result.metrics.items()
         },
         "acceptance": result.acceptance and _acceptance_to_json(result.acceptance),
@@ -122,7 +127,15 @@ def _acceptance_from_json(read: Fields) -> Acceptance:
 
 
 def _metric_from_json(read: Fields) -> Metric:
-    return Metric(read.number("value"), read.optional_number("low"), read.optional_number("high"))
+    bracket = None if read.data.get("bracket") is None else read.numbers("bracket")
+    if bracket is not None and len(bracket) != 2:
+        raise ConfigError(f"{read.where}.bracket: expected two numbers")
+    return Metric(
+        read.number("value"),
+        read.optional_number("low"),
+        read.optional_number("high"),
+        None if bracket is None else (bracket[0], bracket[1]),
+    )
 
 
 _GATE_NUMBERS = ("value", "limit", "sigma", "guard", "headroom")

@@ -44,6 +44,8 @@ class EngineRecord:
     """One started engine. ``resolved`` is the configuration as the engine itself reports it.
 
     ``profile`` is the label in item ids. ``method`` and ``draft_tokens`` are None without speculation.
+    ``start_s`` is how long the engine took to be ready. ``base_url`` is that of a server that was
+    running already: what it was launched with and who else uses it cannot be known.
     """
 
     profile: str
@@ -55,6 +57,8 @@ class EngineRecord:
     draft_tokens: int | None = None
     gpus: tuple[GpuRecord, ...] = ()
     resolved: Mapping[str, object] = field(default_factory=dict)
+    start_s: float | None = None
+    base_url: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -148,6 +152,7 @@ def clean_engine(engine: EngineRecord, redactor: Redactor) -> EngineRecord:
         engine,
         model=redactor.value(engine.model),
         draft_model=engine.draft_model and redactor.value(engine.draft_model),
+        base_url=engine.base_url and redactor.value(engine.base_url),
         gpus=tuple(replace(gpu, facts=_mapping(gpu.facts, redactor)) for gpu in engine.gpus),
         resolved=_mapping(engine.resolved, redactor),
     )

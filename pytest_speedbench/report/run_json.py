@@ -65,6 +65,8 @@ def engine_to_json(engine: EngineRecord) -> JSONObject:
         "draft_tokens": engine.draft_tokens,
         "gpus": [_gpu_to_json(gpu) for gpu in engine.gpus],
         "resolved": plain_json(engine.resolved),
+        "start_s": engine.start_s,
+        "base_url": engine.base_url,
         "fingerprint": engine.fingerprint,
     }
 
@@ -82,6 +84,8 @@ def engine_from_json(data: object, where: str = "engine") -> EngineRecord:
         draft_tokens=read.optional_integer("draft_tokens"),
         gpus=tuple(_gpu_from_json(gpu) for gpu in read.children("gpus")),
         resolved=read.child("resolved").data,
+        start_s=read.optional_number("start_s"),
+        base_url=read.optional_text("base_url"),
     )
 
 

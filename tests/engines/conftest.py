@@ -12,11 +12,13 @@ import pytest
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines import embedded
 from pytest_speedbench.engines.base import Capacity, Sampling
+from pytest_speedbench.engines.gpus import Nvml
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure.samples import Window
-from pytest_speedbench.running import Prepared, RunningEngine, started
+from pytest_speedbench.running import Prepared, RunningEngine
 from pytest_speedbench.settings import Settings, build
+from pytest_speedbench.starting import started
 from pytest_speedbench.tokenize import ChatTokenizer, load
 
 CAPACITY = Capacity(max_batch_size=2, max_model_len=1024)
@@ -40,7 +42,7 @@ def settings_of(folder: Path, profile: str = "", **typed: str) -> Settings:
 def serving(folder: Path, profile: str = "", **typed: str) -> Iterator[RunningEngine]:
     """A server of its own."""
     settings = settings_of(folder, profile, **typed)
-    with started(Prepared.of(settings.profiles[0]), CAPACITY, settings, folder) as engine:
+    with started(Prepared.of(settings.profiles[0]), CAPACITY, settings, folder, Nvml()) as (engine, _):
         yield engine
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Sampling
-from pytest_speedbench.engines.process import free_port, require_free
+from pytest_speedbench.engines.process import ServerProcess, free_port, require_free
 from pytest_speedbench.engines.prometheus import totals
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineStartError
 from pytest_speedbench.load.client import StreamingClient, is_ready
@@ -28,6 +28,7 @@ from pytest_speedbench.measure.divergence import compare
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.running import RunningEngine
 from tests.engines.conftest import CAPACITY, Engines, conversations, measure, serving
+from tests.unit.test_measure_samples import known, steps_of
 
 pytestmark = pytest.mark.real_engine
 
@@ -52,6 +53,11 @@ def decodes(engine: RunningEngine) -> int:
     return int(totals(engine.fetch("/metrics").decode())["llamacpp:n_decode_total"])
 
 
+def process_of(engine: RunningEngine) -> ServerProcess:
+    assert isinstance(engine.server, ServerProcess)
+    return engine.server
+
+
 def check(engine: RunningEngine, window: Window) -> None:
     """Client and server agree on every sum, and nothing else is wrong."""
     speculation = engine.prepared.profile.speculation
@@ -61,9 +67,13 @@ def check(engine: RunningEngine, window: Window) -> None:
     assert (counters.prompt_tokens, counters.output_tokens, counters.drafted, counters.accepted) == (
         sum(turn.prompt_tokens for turn in turns),
         sum(turn.output_tokens for turn in turns),
-        sum(turn.steps.drafted for turn in turns),
-        sum(turn.steps.accepted for turn in turns),
+        sum(known(steps_of(turn).drafted) for turn in turns),
+        sum(known(steps_of(turn).accepted) for turn in turns),
     )
+    assert window.steps is not None
+    assert window.steps.exact
+    assert window.steps.low == sum(steps_of(turn).count for turn in turns)
+    assert window.steps.source == (engine.prepared.engine.steps_source if speculation.active else "no speculation")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,12 +90,12 @@ def test_sums_and_steps_are_the_servers(engines: Engines, method: str, texts: tu
     hidden = [turn for turn in window.turns if turn.output_ids is None]
     assert bool(hidden) == (texts is HIDING)
     # One forward pass per turn is the prefill.
-    assert sum(turn.steps.count for turn in window.turns) == decodes(engine) - before - len(window.turns)
+    assert sum(steps_of(turn).count for turn in window.turns) == decodes(engine) - before - len(window.turns)
     for turn in window.turns:
-        assert len(turn.step_ns) == turn.steps.count + 1
+        assert len(turn.step_ns) == steps_of(turn).count + 1
         assert turn.finish == "length"
         if method == "none":
-            assert set(turn.steps.lengths) == {1}
+            assert set(steps_of(turn).lengths) == {1}
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def test_replies_that_end_by_themselves(engines: Engines, run: Callable[[str], R
     window = run(method).window
     check(engines(method), window)
     assert {turn.finish for turn in window.turns} == {"stop", "length"}
-    steps = sum(turn.steps.count for turn in window.turns)
+    steps = sum(steps_of(turn).count for turn in window.turns)
     expected = run(method).decodes - len(window.turns)
     unclear = [turn for turn in window.turns if turn.finish == "stop" and turn.output_ids is None]
     if method == "ngram" and unclear:
@@ -153,8 +163,8 @@ def test_greedy_output_does_not_depend_on_speculation(run: Callable[[str], Run],
 
 def test_speculation_drafts_and_no_speculation_does_not(run: Callable[[str], Run]) -> None:
     drafting = run("draft").window
-    drafted = sum(turn.steps.drafted for turn in drafting.turns)
-    accepted = sum(turn.steps.accepted for turn in drafting.turns)
+    drafted = sum(known(steps_of(turn).drafted) for turn in drafting.turns)
+    accepted = sum(known(steps_of(turn).accepted) for turn in drafting.turns)
     assert 0 < accepted < drafted
     assert run("ngram").window.counters.drafts
     plain = run("none").window.counters
@@ -203,17 +213,17 @@ def test_fixed_port(model: Path, tmp_path: Path) -> None:
         check(engine, measure(engine, PLAIN[:1], osl_cap=4))
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use"):
             require_free(port)
-    assert not is_ready(f"http://127.0.0.1:{port}", "/health")
+    assert not is_ready(f"http://127.0.0.1:{port}", ("/health",))
     # Its connections are in TIME_WAIT now; the next run can have the port all the same.
     require_free(port)
-    assert engine.process.exit_code == 0
+    assert process_of(engine).exit_code == 0
 
 
 def test_a_server_that_dies_while_it_is_measured(model: Path, tmp_path: Path) -> None:
     with serving(tmp_path, method="none") as engine:
 
         def kill(done: int, total: int) -> None:
-            os.kill(engine.process.pid, signal.SIGKILL)
+            os.kill(process_of(engine).pid, signal.SIGKILL)
 
         cell = Cell("qualitative", 1, category="coding")
         measure(engine, PLAIN[:1], osl_cap=4)

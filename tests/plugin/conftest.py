@@ -19,10 +19,8 @@ def clean_environment() -> Iterator[None]:
     """Nothing of the CI or the shell that runs these tests reaches the pytest that they run."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST")) or name in (
-                "CI",
-                "BUILD_NUMBER",
-            ):
+            foreign = name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST"))
+            if name != "SPEEDBENCH_STATE_DIR" and (foreign or name in ("CI", "BUILD_NUMBER")):
                 patch.delenv(name)
         patch.setenv("COLUMNS", "200")
         patch.setenv("PYTHONUTF8", "1")

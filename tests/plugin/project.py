@@ -79,11 +79,17 @@ def command(folder: Path, *args: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "no:randomly", f"--basetemp={folder / 'tmp'}", *args]
 
 
-def run_pytest(folder: Path, *args: str) -> pytest.RunResult:
+def run_pytest(folder: Path, *args: str, timeout_s: float = 120.0) -> pytest.RunResult:
     """As ``pytester.runpytest_subprocess``, for runs that several tests look at."""
     began = time.monotonic()
     done = subprocess.run(
-        command(folder, *args), cwd=folder, capture_output=True, text=True, check=False, timeout=120, encoding="utf-8"
+        command(folder, *args),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        encoding="utf-8",
     )
     return pytest.RunResult(
         done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), time.monotonic() - began

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_speedbench.data.schema import SENTINEL
-from pytest_speedbench.engines import embedded
+from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS
 from tests.plugin import project as files
 from tests.plugin.project import ENGINE
@@ -24,17 +24,19 @@ NGRAM = {"method": "ngram", "draft_tokens": 2}
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        (["--speedbench-engine=vlllm"], ["unknown engine 'vlllm'", "choose from llamacpp"]),
-        (["--speedbench-engine=trtllm"], ["'trtllm' is not in this version", "choose from llamacpp"]),
+        (["--speedbench-engine=vlllm"], ["unknown engine 'vlllm'", f"choose from {', '.join(registry.NAMES)}"]),
+        (["--speedbench-engine=tensorrt"], ["unknown engine 'tensorrt'", f"choose from {', '.join(registry.NAMES)}"]),
         (["--speedbench-engine=llamacpp,nope"], ["unknown engine 'nope'"]),
         (["--speedbench-split=x"], ["--speedbench-split=x", "qualitative, throughput"]),
         (["--speedbench-category=code"], ["--speedbench-category=code", ", ".join(CATEGORIES)]),
         (["--speedbench-isl=3k"], ["--speedbench-isl=3k", ", ".join(ISLS)]),
         (["--speedbench-difficulty=hard"], ["--speedbench-difficulty=hard", ", ".join(DIFFICULTIES)]),
         (["--speedbench-inconclusive=pass"], ["--speedbench-inconclusive=pass", "fail, warn"]),
-        (["--speedbench-method=eagle3"], ["no method 'eagle3'", "none, ngram, draft"]),
+        (["--speedbench-method=medusa"], ["no method 'medusa'", ", ".join(registry.methods("llamacpp"))]),
         (["--speedbench-concurrency=0"], ["--speedbench-concurrency=0", "at least 1"]),
         (["--speedbench-osl=many"], ["--speedbench-osl=many", "whole number"]),
+        (["--speedbench-tensor-parallel=0"], ["--speedbench-tensor-parallel=0", "at least 1"]),
+        (["--speedbench-base-url=localhost:8000"], ["--speedbench-base-url=localhost:8000", "http://127.0.0.1:8000"]),
         (["--speedbench-temperature=-1"], ["--speedbench-temperature=-1", "at least 0"]),
         (["--speedbench-split=qualitative", "--speedbench-isl=1k"], ["the qualitative split has no isl"]),
         (["--speedbench-category=writing"], ["no prompts in category writing", "coding, math, rag"]),
@@ -129,17 +131,27 @@ def test_a_dataset_that_is_not_there_says_what_can_be_given(project: pytest.Pyte
 
 def test_all_that_is_missing_is_listed_at_once(pytester: pytest.Pytester) -> None:
     """An empty folder, an engine that is not installed, a model and a dataset that are not there."""
+    python = pytester.path / "python"
+    python.write_text("#!/bin/sh\n", encoding="utf-8")
+    python.chmod(0o755)
     (pytester.path / "speedbench.yaml").write_text(
-        "engines: {llamacpp: {python: /usr/bin/env}}\nmodel: none.gguf\ndataset: nowhere\n"
+        f"engines: {{llamacpp: {{python: {python}}}}}\nmodel: none.gguf\ndataset: nowhere\n"
         "speculation: {method: ngram, draft_tokens: 2}\n",
         encoding="utf-8",
     )
     files.refused(
         pytester.runpytest_subprocess(ENGINE),
         "dataset 'nowhere'",
-        "/usr/bin/env has no package xllamacpp",
+        f"{python} has no package xllamacpp",
         "pip install 'pytest-speedbench[llamacpp]'",
         "none.gguf does not exist",
+    )
+
+
+def test_a_python_that_does_not_run_is_refused_with_its_last_words(project: pytest.Pytester) -> None:
+    files.write_profile(project.path, engine={"python": "/usr/bin/false"})
+    files.refused(
+        project.runpytest_subprocess(ENGINE), "llamacpp: the Python of the profile, /usr/bin/false, exited with code 1"
     )
 
 

@@ -158,12 +158,7 @@ def test_every_metric_can_be_recomputed_from_the_request_log(measured: Run) -> N
     assert set(windows) == set(files.PROMPTS)
     for name, window in windows.items():
         assert len(window.turns) == sum(len(turns) for turns in files.PROMPTS[name])
-        metrics, acceptance = summarise(
-            window.turns,
-            counters=window.counters,
-            steady_ns=window.steady_ns,
-            seed_parts=(f"llamacpp-qualitative-{name}",),
-        )
+        metrics, acceptance = summarise(window, seed_parts=(f"llamacpp-qualitative-{name}",))
         assert {key: metric.value for key, metric in metrics.items()} == {
             key: metric["value"] for key, metric in stored[name]["metrics"].items()
         }

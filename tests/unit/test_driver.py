@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
 from pytest_speedbench.cells import Cell
-from pytest_speedbench.engines.base import Profile, Sampling, Speculation
+from pytest_speedbench.engines.base import Profile, Sampling, Speculation, StreamDecoder, TurnRequest
 from pytest_speedbench.engines.llamacpp import LlamaCpp
 from pytest_speedbench.errors import EngineError
-from pytest_speedbench.load.client import StreamingClient, fetcher, is_ready
+from pytest_speedbench.load.client import StreamingClient, fetcher, is_ready, post
 from pytest_speedbench.load.driver import Conversation, Load, Sent, drive
 from pytest_speedbench.measure.checks import problems
 from pytest_speedbench.measure.samples import Window
-from pytest_speedbench.tokenize import ChatTokenizer
+from pytest_speedbench.tokenize import ChatTokenizer, Message
 from tests.emulator.llamacpp import Emulator, Script, byte_tokenizer, serving, text_of
+from tests.unit.test_measure_samples import steps_of
 
 K = 4
 ENGINE = LlamaCpp(Profile("llamacpp", "llamacpp", "model.gguf", Speculation("draft", K)))
@@ -46,20 +51,31 @@ def play(
     chat: ChatTokenizer | None = None,
     progress: Any = lambda done, total: None,
     osl_cap: int = 64,
+    repeats: int = 1,
+    vocabulary: int | None = None,
+    engine: LlamaCpp = ENGINE,
 ) -> Sent:
-    load = Load(tuple(what), concurrency, Sampling(osl_cap=osl_cap), deadline_s, seed)
+    load = Load(
+        tuple(what),
+        concurrency,
+        Sampling(osl_cap=osl_cap),
+        deadline_s,
+        seed,
+        repeats=repeats,
+        vocabulary=vocabulary,
+    )
 
     async def run() -> Sent:
-        async with StreamingClient(ENGINE, base_url, concurrency=concurrency) as client:
+        async with StreamingClient(engine, base_url, concurrency=concurrency) as client:
             return await drive(client, chat or tokenizer(), load, progress=progress)
 
     return asyncio.run(run())
 
 
-def window_of(sent: Sent, what: Sequence[Conversation], emulator: Emulator) -> Window:
+def window_of(sent: Sent, what: Sequence[Conversation], emulator: Emulator, *, repeats: int = 1) -> Window:
     return Window(
         cell=Cell("qualitative", 1, category="coding"),
-        planned=tuple((c.question_id, len(c.user_turns)) for c in what),
+        planned=tuple((c.question_id, len(c.user_turns)) for c in what) * repeats,
         turns=sent.turns,
         failures=sent.failures,
         counters=ENGINE.counters(fetcher(emulator.base_url)),
@@ -124,6 +140,25 @@ def test_later_turns_carry_the_models_own_reply() -> None:
     assert [turn.prompt_tokens for turn in sent.turns] == [len(first.ids), len(second.ids)]
 
 
+class Mute(LlamaCpp):
+    """An engine whose stream carries ids only."""
+
+    def decoder(self, request: TurnRequest) -> StreamDecoder:
+        decoder = super().decoder(request)
+        finish = decoder.finish
+        decoder.finish = lambda start_ns: replace(finish(start_ns), text=None)  # type: ignore[method-assign]
+        return decoder
+
+
+def test_a_reply_of_ids_alone_is_decoded_for_the_next_turn() -> None:
+    mute = Mute(Profile("llamacpp", "llamacpp", "model.gguf", Speculation("draft", K)))
+    with serving(Script.of("By ids.", draft=K, accept=(1,), eos=True)) as emulator:
+        sent = play(emulator.base_url, conversations(1, "One", "Two"), engine=mute)
+        _, second = emulator.requests
+    assert [turn.text for turn in sent.turns] == [None, None]
+    assert "<|im_start|>assistant\nBy ids.<|im_end|>\n<|im_start|>user\nTwo 0<|im_end|>" in text_of(second.ids)
+
+
 def test_what_is_sent_is_what_was_asked() -> None:
     with serving(REPLY) as emulator:
         play(emulator.base_url, conversations(1), osl_cap=77)
@@ -144,10 +179,10 @@ def test_what_is_sent_is_what_was_asked() -> None:
     }
 
 
-def order_of(seed: int) -> list[str]:
+def order_of(seed: int, *, number: int = 20, repeats: int = 1) -> list[str]:
     with serving(Script.of("Hi")) as emulator:
-        play(emulator.base_url, conversations(20), seed=seed)
-        return [text_of(request.ids).splitlines()[1] for request in emulator.requests]
+        play(emulator.base_url, conversations(number), seed=seed, repeats=repeats)
+        return [text_of(request.ids).splitlines()[1].removesuffix("<|im_end|>") for request in emulator.requests]
 
 
 def test_send_order_follows_the_seed_alone() -> None:
@@ -156,6 +191,42 @@ def test_send_order_follows_the_seed_alone() -> None:
     assert order_of(2) != first
     assert sorted(order_of(2)) == sorted(first)
     assert first != [f"Question {i}" for i in range(20)]
+
+
+def test_repeats_send_all_once_before_any_twice() -> None:
+    order = order_of(1, number=10, repeats=3)
+    rounds = [order[:10], order[10:20], order[20:]]
+    assert all(sorted(sent) == sorted(f"Question {i}" for i in range(10)) for sent in rounds)
+    # Each round has an order of its own, the first that of a load without repeats; all follow the seed.
+    assert len(set(map(tuple, rounds))) == 3
+    assert rounds[0] == order_of(1, number=10)
+    assert order_of(1, number=10, repeats=3) == order
+    assert order_of(2, number=10, repeats=3) != order
+
+
+def test_repeated_conversations_are_sound_and_counted_one_by_one() -> None:
+    what = conversations(6, "First", "Second")
+    seen: list[tuple[int, int]] = []
+    with serving(REPLY) as emulator:
+        sent = play(emulator.base_url, what, concurrency=4, repeats=3, progress=lambda *done: seen.append(done))
+        assert len(emulator.requests) == 36
+        window = window_of(sent, what, emulator, repeats=3)
+    assert problems(window, speculation=True, draft_tokens=K) == ()
+    assert measured(sent) == sorted([(f"q{i}", turn) for i in range(6) for turn in range(2)] * 3)
+    assert sorted(seen) == [(i, 18) for i in range(1, 19)]
+    # Planned once, the same turns are too many; planned once more, too few.
+    for repeats, code in ((1, "duplicated"), (4, "incomplete")):
+        other = replace(window, planned=window.planned[: len(what)] * repeats)
+        assert [reason.code for reason in problems(other, speculation=True, draft_tokens=K)] == [code]
+
+
+def test_repeats_hold_the_concurrency_of_more_conversations_than_there_are() -> None:
+    with serving(REPLY, hold=lambda in_flight, begun: in_flight >= 8 or begun == 32) as emulator:
+        sent = play(emulator.base_url, conversations(4), concurrency=8, repeats=8)
+        assert emulator.peak == 8
+    assert sent.failures == ()
+    assert len(sent.turns) == 32
+    assert sent.steady_ns is not None
 
 
 def test_steady_window_spans_from_full_to_the_first_that_is_not_replaced() -> None:
@@ -194,7 +265,8 @@ def test_truth_survives_any_fragmentation(piece: int | None) -> None:
     assert turn.text == "Grüße, 日本 👩‍🚀!"
     assert turn.output_tokens == script.output_tokens
     assert turn.output_ids is None
-    assert (turn.steps.count, turn.steps.accepted, turn.steps.drafted) == (
+    steps = steps_of(turn)
+    assert (steps.count, steps.accepted, steps.drafted) == (
         len(script.steps),
         script.accepted,
         script.drafted,
@@ -205,7 +277,7 @@ def test_truth_survives_any_fragmentation(piece: int | None) -> None:
 def test_step_lengths_are_exact_where_nothing_is_hidden() -> None:
     with serving(REPLY) as emulator:
         (turn,) = play(emulator.base_url, conversations(1)).turns
-    assert turn.steps.lengths == REPLY.lengths
+    assert steps_of(turn).lengths == REPLY.lengths
     assert turn.output_ids == tuple(REPLY.reply)
 
 
@@ -299,6 +371,42 @@ def test_an_answer_to_another_question_is_a_failure(final: dict[str, Any], reaso
     assert [failure.reason for failure in sent.failures] == [reason]
 
 
+def test_a_prompt_with_an_id_that_the_model_lacks_is_not_sent() -> None:
+    chats = conversations(3)
+    highest = max(chats[1].first_ids)
+    bad = replace(chats[1], first_ids=(*chats[1].first_ids, highest + 1))
+    with serving(REPLY) as emulator:
+        sent = play(emulator.base_url, [chats[0], bad, chats[2]], vocabulary=highest + 1)
+        assert len(emulator.requests) == 2
+    (failure,) = sent.failures
+    assert (failure.question_id, failure.index, failure.reason) == ("q1", 0, "bad_id")
+    assert failure.message == f"the prompt has id {highest + 1}, and the vocabulary ends at {highest}"
+    assert measured(sent) == [("q0", 0), ("q2", 0)]
+
+
+class Rambling(ChatTokenizer):
+    """Puts an id that is in no vocabulary at the end of every chat."""
+
+    def ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return (*super().ids(messages), 10**6)
+
+
+def test_later_turns_are_checked_for_bad_ids_too() -> None:
+    chat = Rambling(tokenizer()._tokenizer, source="bytes", max_context=None)
+    with serving(REPLY) as emulator:
+        sent = play(emulator.base_url, conversations(1, "One", "Two", "Three"), chat=chat, vocabulary=10**6)
+        assert len(emulator.requests) == 1
+    assert [(f.index, f.reason) for f in sent.failures] == [(1, "bad_id")]
+    assert measured(sent) == [("q0", 0)]
+
+
+def test_without_a_vocabulary_every_id_is_sent() -> None:
+    with serving(REPLY) as emulator:
+        (chat,) = conversations(1)
+        sent = play(emulator.base_url, [replace(chat, first_ids=(10**6,))])
+    assert len(sent.turns) == 1
+
+
 # Plain GETs
 
 
@@ -306,13 +414,59 @@ def test_fetch_gives_the_body_or_says_what_went_wrong() -> None:
     with serving(REPLY) as emulator:
         fetch = fetcher(emulator.base_url)
         assert json.loads(fetch("/health")) == {"status": "ok"}
-        assert is_ready(emulator.base_url, "/health")
-        assert not is_ready(emulator.base_url, "/nothing")
+        assert is_ready(emulator.base_url, ("/health",))
+        assert not is_ready(emulator.base_url, ("/nothing",))
         with pytest.raises(EngineError, match="GET /nothing of the engine answered HTTP 404"):
             fetch("/nothing")
-    assert not is_ready(emulator.base_url, "/health")
+    assert not is_ready(emulator.base_url, ("/health",))
     with pytest.raises(EngineError, match="GET /metrics of the engine failed"):
         fetch("/metrics")
+
+
+def test_ready_is_the_first_path_that_the_server_has() -> None:
+    with serving(REPLY) as emulator:
+        assert is_ready(emulator.base_url, ("/ready", "/nothing", "/health"))
+        assert not is_ready(emulator.base_url, ("/ready", "/nothing"))
+        assert not is_ready(emulator.base_url, ())
+
+
+@contextlib.contextmanager
+def flushing(*statuses: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """A server that answers POSTs with these statuses in turn, the last of them for ever, and what it was sent."""
+    seen: list[tuple[str, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, self.rfile.read(int(self.headers.get("content-length") or 0))))
+            self.send_response(statuses[min(len(seen), len(statuses)) - 1])
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_post_is_repeated_until_it_succeeds() -> None:
+    with flushing(400, 503, 200) as (base_url, seen):
+        assert post(base_url, "/flush", timeout_s=30.0)
+        assert seen == [("/flush", b"")] * 3
+
+
+def test_a_post_that_never_succeeds_is_told_and_one_that_nobody_hears_is_an_error() -> None:
+    with flushing(400) as (base_url, seen):
+        assert not post(base_url, "/flush", timeout_s=0.15)
+        assert len(seen) >= 2
+    with pytest.raises(EngineError, match="POST /flush of the engine failed"):
+        post(base_url, "/flush", timeout_s=30.0)
 
 
 def test_proxies_of_the_environment_are_not_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +475,6 @@ def test_proxies_of_the_environment_are_not_for_the_engine(monkeypatch: pytest.M
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with serving(REPLY) as emulator:
-        assert is_ready(emulator.base_url, "/health")
+        assert is_ready(emulator.base_url, ("/health",))
         assert fetcher(emulator.base_url)("/health")
         assert len(play(emulator.base_url, conversations(1)).turns) == 1

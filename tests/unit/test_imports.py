@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("settings",),
     ("planning", "running", "judging"),
+    ("starting",),
     ("bench",),
     ("takeover",),
     ("session",),
@@ -40,8 +41,11 @@ FREE = ("custom", "outcomes", "collecting", "planning", "running", "judging", "o
 
 ALLOWED = {
     "httpx": ("load/client.py",),
+    "prometheus_client": ("engines/prometheus.py",),
+    "psutil": ("engines/leases.py", "engines/process.py"),
+    "pynvml": ("engines/gpus.py",),
     "yaml": ("gates/yaml_nodes.py", "settings.py"),
-    "subprocess": ("engines/process.py", "engines/llamacpp.py"),
+    "subprocess": ("engines/installed.py", "engines/process.py"),
     "transformers": ("tokenize.py",),
     "tokenizers": ("tokenize.py",),
     "gguf": ("tokenize.py",),

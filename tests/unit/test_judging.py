@@ -16,7 +16,8 @@ from pytest_speedbench.gates.match import Facts, Match
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
 from pytest_speedbench.measure.checks import Reason
-from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
+from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.measure.samples import Client, Failure, StepTotal, Turn, Window
 from pytest_speedbench.results import CellResult
 from tests.unit.test_measure_samples import counters_of, plain, turn, window
 
@@ -222,6 +223,110 @@ def test_pooled_files_compare_the_pooled_length() -> None:
     assert judged(limit(1.6), measured=window(turns, cell=CODING)).verdict is Verdict.FAIL
 
 
+# INVALID because the engine does not tell enough
+
+
+def stepless(*, low: int, high: int) -> Window:
+    """The window above without steps per turn: 52 tokens in 4 turns, of 24 steps in truth."""
+    turns = [replace(t, steps=None) for t in TURNS]
+    counters = replace(counters_of(TURNS), steps=None, drafts=None, accepted=None)
+    return window(turns, cell=CODING, counters=counters, total=StepTotal(low, high, "bracket from events and counters"))
+
+
+@pytest.mark.parametrize("metric", ["acceptance_length", "decode_acceptance_length_uncut"])
+@pytest.mark.parametrize("value", [0.5, 1.8, 9.0])
+def test_a_limit_per_request_needs_steps_per_request(metric: str, value: float) -> None:
+    result = judged(limit(value, metric), measured=stepless(low=24, high=24))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["no_per_request_steps"])
+    assert result.reasons[0].message == (
+        f"{metric} needs decode steps per request, which this engine and version do not tell; gate "
+        "decode_acceptance_length, or set `estimator: pooled` (thresholds/a.yaml:4)"
+    )
+
+
+def test_what_the_reason_advises_can_be_judged() -> None:
+    exact = stepless(low=24, high=24)
+    # 48 tokens after the first in 24 steps; 52 in 28.
+    assert judged(limit(1.9, "decode_acceptance_length"), measured=exact).verdict is Verdict.PASS
+    assert judged(limit(2.1, "decode_acceptance_length"), measured=exact).verdict is Verdict.FAIL
+    pooled = judged(limit(1.8, estimator="pooled"), measured=exact)
+    assert pooled.verdict is Verdict.PASS
+    assert pooled.gates[0].value == pytest.approx(52 / 28)
+
+
+def test_a_metric_that_is_missing_for_another_reason_keeps_that_reason() -> None:
+    result = judged(limit(1.0, "steady_output_tps"), measured=stepless(low=24, high=24))
+    assert codes(result) == ["not_measured"]
+    unknown = replace(stepless(low=24, high=24), steps=None)
+    assert codes(judged(limit(1.0, "decode_acceptance_length"), measured=unknown)) == ["not_measured"]
+
+
+BOTTOM = 48 / 25
+"""Lower end of the decode acceptance length where S lies in 24 to 25; the bracket is 1/24 = 4.2 % wide."""
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (BOTTOM / 1.0083, Verdict.PASS),
+        (BOTTOM / 1.0081, Verdict.INCONCLUSIVE),
+        # The upper end, 2, would pass.
+        (BOTTOM / 0.9919, Verdict.INCONCLUSIVE),
+        (BOTTOM / 0.9916, Verdict.FAIL),
+    ],
+)
+def test_a_floor_is_compared_with_the_lower_end_of_a_narrow_bracket(value: float, verdict: Verdict) -> None:
+    # A margin of 5 % is wider than the bracket.
+    result = judged(limit(value, "decode_acceptance_length", margin=0.05), measured=stepless(low=24, high=25))
+    assert (result.verdict, codes(result)) == (verdict, [])
+    assert result.gates[0].value == pytest.approx(BOTTOM)
+
+
+@pytest.mark.parametrize(
+    ("margin", "ambiguous"),
+    [(0.05, False), (1 / 24 + 1e-9, False), (1 / 24 - 1e-9, True), (0.02, True), (None, True)],
+)
+@pytest.mark.parametrize("value", [0.5, 9.0])
+def test_a_bracket_wider_than_the_margin_decides_nothing(margin: float | None, ambiguous: bool, value: float) -> None:
+    # Without a margin of its own a limit has the metric's.
+    assert METRICS["decode_acceptance_length"].margin < 1 / 24
+    result = judged(limit(value, "decode_acceptance_length", margin=margin), measured=stepless(low=24, high=25))
+    if not ambiguous:
+        assert result.verdict is (Verdict.PASS if value < 1 else Verdict.FAIL)
+        return
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["ambiguous_steps"])
+    shown = METRICS["decode_acceptance_length"].margin if margin is None else margin
+    assert result.reasons[0].message == (
+        f"decode_acceptance_length lies between 1.9200 and 2.0000, which is 4.2% apart (margin {shown:.1%}): "
+        "the server joined events and has no step counter (thresholds/a.yaml:4)"
+    )
+
+
+def test_a_ceiling_cannot_be_compared_with_a_lower_end() -> None:
+    ceiling = replace(limit(9.0, "decode_acceptance_length", margin=0.5), ceiling=True)
+    narrow = stepless(low=24, high=25)
+    assert codes(judged(ceiling, measured=narrow)) == ["ambiguous_steps"]
+    assert judged(ceiling, measured=stepless(low=24, high=24)).verdict is Verdict.PASS
+
+
+def test_a_bracket_does_not_touch_the_gates_on_other_metrics() -> None:
+    measured = stepless(low=24, high=48)
+    assert judged(limit(150.0, "user_tps"), measured=measured).verdict is Verdict.PASS
+    result = judged(limit(150.0, "user_tps"), limit(1.0, "decode_acceptance_length", 5), measured=measured)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["ambiguous_steps"])
+    assert {gate.metric: gate.verdict for gate in result.gates} == {
+        "user_tps": Verdict.PASS,
+        "decode_acceptance_length": Verdict.INVALID,
+    }
+
+
+def test_overall_is_in_doubt_where_a_category_is() -> None:
+    doubtful = replace(stepless(low=24, high=48), cell=CODING)
+    parts: dict[str, Window | None] = {"coding": doubtful, "qa": window([turn("a", [2] * 6, category="qa")], cell=QA)}
+    result = judge_overall(ALL, parts, rules(file_of(limit(1.0, "decode_acceptance_length"), cell=ALL)), LABELS)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["ambiguous_steps"])
+
+
 # INVALID by the window
 
 
@@ -237,6 +342,9 @@ def broken(code: str) -> Window:
         "duplicated": window([*TURNS, TURNS[0]], planned=sound.planned, cell=CODING),
         "unplanned": window([*TURNS, stray], planned=sound.planned, cell=CODING),
         "counter_mismatch": replace(sound, counters=replace(sound.counters, output_tokens=51)),
+        "counter_gap": replace(sound, counters=replace(sound.counters, missing=1)),
+        "prefix_cache": replace(sound, counters=replace(sound.counters, cached_tokens=1)),
+        "server_queued": replace(sound, counters=replace(sound.counters, preemptions=1)),
         "no_speculation": window([plain(f"q{i}", 5) for i in range(3)], cell=CODING),
     }[code]
 
@@ -250,6 +358,9 @@ def broken(code: str) -> Window:
         "duplicated",
         "unplanned",
         "counter_mismatch",
+        "counter_gap",
+        "prefix_cache",
+        "server_queued",
         "no_speculation",
     ],
 )

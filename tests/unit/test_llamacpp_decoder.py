@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pytest_speedbench.errors import ConfigError, EngineError, RequestError
 from pytest_speedbench.measure.checks import problems
 from pytest_speedbench.measure.samples import Client, Counters, Turn, Window
 from tests.emulator.llamacpp import EOS, Script
-from tests.unit.test_measure_samples import CODING
+from tests.unit.test_measure_samples import CODING, known, steps_of
 
 K = 4
 PROMPT = [1, 2, 3]
@@ -48,7 +49,8 @@ def truth(script: Script) -> tuple[int, int, int]:
 
 
 def found(turn: Turn) -> tuple[int, int, int]:
-    return turn.steps.count, turn.steps.accepted, turn.steps.drafted
+    steps = steps_of(turn)
+    return steps.count, known(steps.accepted), known(steps.drafted)
 
 
 def test_a_turn_in_full() -> None:
@@ -57,8 +59,8 @@ def test_a_turn_in_full() -> None:
     turn = decode(script)
     assert (turn.question_id, turn.category, turn.index) == ("q1", "coding", 1)
     assert (turn.prompt_tokens, turn.output_tokens, turn.finish) == (3, 10, "stop")
-    assert turn.steps.lengths == (5, 1, 3)
-    assert (turn.steps.accepted, turn.steps.drafted, turn.steps.cut) == (6, 12, 0)
+    assert steps_of(turn).lengths == (5, 1, 3)
+    assert (steps_of(turn).accepted, steps_of(turn).drafted, steps_of(turn).cut) == (6, 12, 0)
     assert turn.text == "abcdefghi"
     assert turn.output_ids == (*b"abcdefghi", EOS)
     assert turn.start_ns == 500
@@ -82,22 +84,22 @@ def test_hidden_tokens_are_counted_with_the_event_that_shows_them() -> None:
 def test_cut_at_eos() -> None:
     turn = decode(Script(b"ab", ((4, 0), (4, 4)), eos=True, cut=4))
     assert turn.output_tokens == 3
-    assert turn.steps.lengths == (1, 5)
-    assert turn.steps.cut == 4
+    assert steps_of(turn).lengths == (1, 5)
+    assert steps_of(turn).cut == 4
 
 
 def test_a_cut_behind_hidden_tokens_is_no_longer_than_a_draft() -> None:
     # Tokens 2 to 4 are hidden; two steps start among them, which accepted 6 drafts together.
     turn = decode(Script("a😀".encode(), ((4, 2), (4, 4)), eos=True, cut=3), method="ngram")
-    assert turn.steps.cut == 3
-    assert turn.steps.count == 2
+    assert steps_of(turn).cut == 3
+    assert steps_of(turn).count == 2
 
 
 def test_what_was_cut_is_the_last_step() -> None:
     # Where the draft that reaches EOS starts is hidden. A step of one token cannot have been cut.
     turn = decode(Script("👩‍🚀".encode(), ((4, 0),) * 8 + ((4, 2),), eos=True), method="ngram")
-    assert turn.steps.cut == 1
-    assert turn.steps.lengths[-1] == 0
+    assert steps_of(turn).cut == 1
+    assert steps_of(turn).lengths[-1] == 0
 
 
 @st.composite
@@ -123,8 +125,8 @@ def scripts(draw: st.DrawFn) -> tuple[Script, str]:
 def test_truth_is_recovered(case: tuple[Script, str]) -> None:
     script, method = case
     turn = decode(script, method=method)
-    assert turn.text.encode() == script.reply
-    assert (turn.output_tokens, turn.steps.accepted, turn.steps.drafted) == (
+    assert (turn.text or "").encode() == script.reply
+    assert (turn.output_tokens, steps_of(turn).accepted, steps_of(turn).drafted) == (
         script.output_tokens,
         script.accepted,
         script.drafted,
@@ -132,19 +134,19 @@ def test_truth_is_recovered(case: tuple[Script, str]) -> None:
     assert turn.finish == ("stop" if script.eos else "length")
     assert sum(turn.event_tokens) == turn.output_tokens
     if script.hidden == 0:
-        assert turn.steps.lengths == script.lengths
-        assert turn.steps.cut == script.cut
+        assert steps_of(turn).lengths == script.lengths
+        assert steps_of(turn).cut == script.cut
         assert turn.output_ids == (*script.reply, *([EOS] if script.eos else []))
         assert -1 not in turn.step_ns
     else:
         assert turn.output_ids is None
     if method == "draft" or not script.eos or not script.hidden:
-        assert turn.steps.count == len(script.steps)
-        claimed = Counter(length for length in turn.steps.lengths if length)
+        assert steps_of(turn).count == len(script.steps)
+        claimed = Counter(length for length in steps_of(turn).lengths if length)
         assert not claimed - Counter(script.lengths)
     else:
         # An n-gram draft of unknown start that was cut at EOS: never fewer steps than there were.
-        assert turn.steps.count >= len(script.steps)
+        assert steps_of(turn).count >= len(script.steps)
 
 
 @settings(max_examples=100)
@@ -253,8 +255,50 @@ llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="1"} 20
 
 
 def test_counters() -> None:
-    assert engine_of().counters(lambda path: METRICS) == Counters(30, 80, 20, 80, 50)
-    assert engine_of().counters(lambda path: b"llamacpp:prompt_tokens_total 30\n") == Counters(30, 0, 0, 0, 0)
+    assert engine_of().counters(lambda path: METRICS) == Counters(
+        prompt_tokens=30, output_tokens=80, drafts=20, drafted=80, accepted=50
+    )
+    assert engine_of().counters(lambda path: b"llamacpp:prompt_tokens_total 30\n") == Counters(
+        prompt_tokens=30, output_tokens=0, drafts=0, drafted=0, accepted=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("printed", "slack"),
+    [
+        ("999999", 0),
+        ("1e+06", 10),
+        ("1.23457e+06", 10),
+        ("9.99999e+06", 10),
+        ("1e+07", 100),
+        ("4.5e+08", 1000),
+    ],
+)
+def test_totals_beyond_a_million_are_printed_rounded(printed: str, slack: int) -> None:
+    text = f"llamacpp:prompt_tokens_total 30\nllamacpp:tokens_predicted_total {printed}\n".encode()
+    counters = engine_of().counters(lambda path: text)
+    assert (counters.output_tokens, counters.slack) == (int(float(printed)), slack)
+
+
+@given(st.integers(0, 10**10))
+def test_no_total_is_off_by_more_than_the_slack(total: int) -> None:
+    # The server prints as C++ streams do by default: "%g".
+    text = f"llamacpp:tokens_predicted_total {total:g}\n".encode()
+    counters = engine_of().counters(lambda path: text)
+    assert abs(known(counters.output_tokens) - total) <= counters.slack
+
+
+def test_the_engine_as_the_rest_of_the_plugin_sees_it() -> None:
+    for method in ("none", "ngram", "draft"):
+        engine = engine_of(method)
+        # Only a draft model drafts at every step; neither drafter knows other requests.
+        assert engine.drafts_always == (method == "draft")
+        assert not engine.remembers
+    # One pool for all requests.
+    assert engine_of("ngram_mod").remembers
+    assert LlamaCpp.ready_paths == ("/health",)
+    assert LlamaCpp.flush_path is None
+    assert LlamaCpp.counters_poll_s is None
 
 
 @pytest.mark.parametrize(("processing", "deferred", "idle"), [(0, 0, True), (1, 0, False), (0, 1, False)])
@@ -304,6 +348,25 @@ def test_the_server_gets_absolute_paths(model: Path, monkeypatch: pytest.MonkeyP
     assert json.loads(launch.files["server.json"])["model"] == str(model)
 
 
+@pytest.mark.parametrize(
+    ("method", "drafter"),
+    [("none", None), ("ngram", None), ("ngram_mod", None), ("mtp", None), ("dspark", None), ("draft", "itself")],
+)
+def test_only_a_draft_model_that_is_not_named_is_the_target_itself(
+    model: Path, method: str, drafter: str | None
+) -> None:
+    profile = Profile("llamacpp", "llamacpp", str(model), Speculation(method, 0 if method == "none" else K))
+    config = json.loads(LlamaCpp(profile).launch(Capacity(1, 256), 8123).files["server.json"])
+    assert config["draft_model"] == (str(model) if drafter else None)
+
+
+@pytest.mark.parametrize("method", ["eagle3", "dflash"])
+def test_methods_that_need_a_drafter_say_so(model: Path, method: str) -> None:
+    profile = Profile("llamacpp", "llamacpp", str(model), Speculation(method, K))
+    assert problems_of(profile) == [f"llamacpp: method {method} needs a drafter; give --speedbench-draft-model"]
+    LlamaCpp(replace(profile, speculation=Speculation(method, K, str(model)))).check()
+
+
 def problems_of(profile: Profile) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         LlamaCpp(profile).check()
@@ -350,12 +413,31 @@ def test_check_refuses_damaged_models(model: Path) -> None:
 
 def test_check_refuses_a_python_without_xllamacpp(model: Path, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 1\n")
+    python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
     assert problems_of(profile_of(model, python=str(python))) == [
         f"llamacpp: {python} has no package xllamacpp; run pip install 'pytest-speedbench[llamacpp]', "
         "or point engines.llamacpp.python of the profile to a Python that has it"
     ]
+    python.write_text("#!/bin/sh\necho broken >&2\necho libpython is gone >&2\nexit 1\n")
+    assert problems_of(profile_of(model, python=str(python))) == [
+        f"llamacpp: the Python of the profile, {python}, exited with code 1: libpython is gone"
+    ]
+
+
+def test_check_of_a_server_that_someone_else_runs_needs_nothing_here(tmp_path: Path) -> None:
+    attached = replace(profile_of(tmp_path / "gone.gguf", python="/no/python"), base_url="http://127.0.0.1:8080")
+    LlamaCpp(attached).check()
+    wrong = replace(attached, options={"threads": 0, "colour": "red"})
+    assert problems_of(wrong) == [
+        f"llamacpp has no option colour; it has {', '.join(OPTIONS)}",
+        "llamacpp: option threads must be a whole number from 1 to 1024, but is 0",
+    ]
+
+
+def test_a_server_that_someone_else_runs_tells_its_own_version() -> None:
+    props = b'{"total_slots": 4, "default_generation_settings": {"n_ctx": 4096}, "build_info": "b6000-abc"}'
+    assert engine_of().describe(lambda path: props).version == "b6000-abc"
 
 
 def test_check_accepts_what_works(model: Path) -> None:
@@ -369,12 +451,16 @@ def test_port_is_the_profiles_or_any() -> None:
 
 def test_registry_lists_the_choices() -> None:
     registry.require("llamacpp")
-    with pytest.raises(ConfigError, match=r"^unknown engine 'llama'; choose from llamacpp$"):
+    assert set(registry.NAMES) == {"llamacpp", "sglang", "trtllm", "vllm"}
+    with pytest.raises(ConfigError, match=f"^unknown engine 'llama'; choose from {', '.join(registry.NAMES)}$"):
         registry.require("llama")
-    for planned in registry.PLANNED:
-        with pytest.raises(ConfigError, match=f"^engine '{planned}' is not in this version yet; choose from llamacpp$"):
-            registry.require(planned)
-    assert registry.methods("llamacpp") == ("none", "ngram", "draft")
+    for name in registry.NAMES:
+        registry.require(name)
+        assert registry.methods(name)[0] == "none"
+    assert registry.methods("llamacpp") == (
+        *("none", "ngram", "ngram_map_k", "ngram_map_k4v", "ngram_mod"),
+        *("draft", "eagle3", "mtp", "dflash", "dspark"),
+    )
 
 
 def test_fetch_errors_reach_the_caller() -> None:

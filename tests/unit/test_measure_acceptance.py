@@ -7,14 +7,15 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_speedbench.measure import acceptance as acc
-from pytest_speedbench.measure.samples import Counters, Turn
-from tests.unit.test_measure_samples import plain, turn
+from pytest_speedbench.measure.samples import Counters, Steps, Turn
+from tests.unit.test_measure_samples import known, plain, steps_of, turn
 
 # Llama-3.3-70B-Instruct with EAGLE-3, 3 draft tokens: the worked example published with SPEED-Bench.
 PUBLISHED = {1: 57385, 2: 36968, 3: 24441, 4: 61182}
@@ -91,7 +92,7 @@ def test_vector_convention_of_the_speculation_profile() -> None:
 def test_recorded_ngram_run_request_mean_and_pooled_differ_by_a_quarter() -> None:
     turns = [from_events(f"q{i}", events) for i, events in enumerate(NGRAM_EVENTS)]
     assert [t.output_tokens for t in turns] == [96] * 4
-    assert [t.steps.count + 1 for t in turns] == [80, 95, 29, 82]
+    assert [steps_of(t).count + 1 for t in turns] == [80, 95, 29, 82]
     assert f"{acc.acceptance_length(turns):.4f}" == "1.6729"
     assert f"{acc.acceptance_length_pooled(turns):.4f}" == "1.3427"
     assert f"{acc.decode_acceptance_length(turns):.4f}" == "1.3475"
@@ -104,7 +105,7 @@ def test_recorded_draft_model_run() -> None:
         for i, (lengths, cut) in enumerate(zip(DRAFT_STEPS, DRAFT_CUT, strict=True))
     ]  # fmt: skip
     assert [t.output_tokens for t in turns] == [96] * 4
-    assert (sum(t.steps.count for t in turns), sum(t.steps.accepted for t in turns)) == (97, 287)
+    assert (sum(steps_of(t).count for t in turns), sum(known(steps_of(t).accepted) for t in turns)) == (97, 287)
     assert f"{acc.acceptance_length(turns):.4f}" == "3.8031"
     assert f"{acc.acceptance_length_pooled(turns):.4f}" == "3.8020"
     assert f"{acc.decode_acceptance_length(turns):.4f}" == "3.9175"
@@ -171,9 +172,69 @@ def test_uncut_length_leaves_out_turns_whose_last_step_is_unknown() -> None:
     assert acc.decode_acceptance_length_uncut([unusable]) is None
 
 
+def unordered(lengths: list[int], *, cut: int | None) -> Turn:
+    """A turn of which only is known which lengths there were."""
+    made = turn("u", sorted(lengths), cut=cut or 0)
+    return replace(made, steps=replace(steps_of(made), cut=cut, ordered=False))
+
+
+def test_lengths_without_an_order_count_as_far_as_the_cut_is_certain() -> None:
+    # Nothing was cut: it does not matter which was the last, but for the lengths without it.
+    assert acc.histogram([unordered([1, 2, 4], cut=0)]) == {1: 2, 2: 1, 4: 1}
+    assert acc.uncut_histogram([unordered([1, 2, 4], cut=0)]) == {}
+    # Only the 4 was long enough to be cut by 2.
+    certain = unordered([1, 2, 4], cut=2)
+    assert acc.histogram([certain]) == {1: 2, 2: 2}
+    assert acc.uncut_histogram([certain]) == {1: 1, 2: 1}
+    assert acc.unresolved_steps([certain]) == 0
+    assert acc.decode_acceptance_length_uncut([certain]) == 3 / 2
+    # The 3 or the 4 was cut by 2: the steps are counted apart, the prefill's is not among them.
+    doubtful = unordered([1, 3, 4], cut=2)
+    assert acc.histogram([doubtful]) == {1: 1}
+    assert acc.uncut_histogram([doubtful]) == {}
+    assert acc.unresolved_steps([doubtful]) == 3
+    assert acc.decode_acceptance_length_uncut([doubtful]) is None
+    # The lengths that need only sums are exact: 6 tokens after the first in 3 steps.
+    assert acc.decode_acceptance_length([doubtful]) == 6 / 3
+    assert acc.acceptance_length([doubtful]) == 7 / 4
+    # Any of equally long ones may have been the last.
+    assert acc.uncut_histogram([unordered([3, 3, 3], cut=2)]) == {3: 2}
+
+
+def test_an_unknown_cut_leaves_the_last_length_as_cut() -> None:
+    ordered = replace(turn("a", [4, 4, 2]), steps=Steps((4, 4, 2), accepted=None, drafted=None, cut=None))
+    assert acc.histogram([ordered]) == {1: 1, 2: 1, 4: 2}
+    assert acc.uncut_histogram([ordered]) == {4: 2}
+    assert acc.decode_acceptance_length_uncut([ordered]) == 8 / 2
+    assert acc.acceptance_rate([ordered]) is None
+    unknown = unordered([4, 4, 2], cut=None)
+    assert acc.histogram([unknown]) == {1: 1}
+    assert acc.unresolved_steps([unknown]) == 3
+
+
+def test_one_turn_without_steps_leaves_no_figure_per_request() -> None:
+    turns = [turn("a", [4, 4, 4]), replace(turn("b", [2, 2]), steps=None)]
+    assert acc.conversations(turns) == ()
+    assert acc.acceptance_length(turns) is None
+    assert acc.acceptance_length_pooled(turns) is None
+    assert acc.decode_acceptance_length(turns) is None
+    # With S of the cell known, 18 tokens come from S + 2 steps, and 16 from S.
+    assert acc.acceptance_length_pooled(turns, 5) == 18 / 7
+    assert acc.decode_acceptance_length(turns, 5) == 16 / 5
+    # What is known of single turns is kept.
+    assert acc.histogram(turns) == {1: 1, 4: 3}
+
+
+def test_draft_tokens_that_one_turn_does_not_tell_have_no_rate() -> None:
+    silent = replace(turn("b", [2]), steps=Steps((2,), accepted=1, drafted=None))
+    assert acc.acceptance_rate([turn("a", [4]), silent]) is None
+    assert [c.drafted for c in acc.conversations([turn("a", [4]), silent])] == [3, None]
+    assert acc.acceptance_length([turn("a", [4]), silent]) == (5 / 2 + 3 / 2) / 2
+
+
 def test_turns_of_a_single_token_have_no_decode_step() -> None:
     single = turn("a", [])
-    assert (single.output_tokens, single.steps.count) == (1, 0)
+    assert (single.output_tokens, steps_of(single).count) == (1, 0)
     assert acc.acceptance_length([single]) == 1
     assert acc.decode_acceptance_length([single]) is None
     assert acc.decode_acceptance_length_uncut([single]) is None
@@ -272,7 +333,7 @@ def cells(draw: st.DrawFn, *, resolved: bool = False) -> list[Turn]:
 @given(cells())
 def test_histogram_and_unknown_steps_make_up_all_steps(turns: list[Turn]) -> None:
     counted = sum(acc.histogram(turns).values()) + acc.unresolved_steps(turns)
-    assert counted == sum(t.steps.count + 1 for t in turns)
+    assert counted == sum(steps_of(t).count + 1 for t in turns)
 
 
 @given(cells(resolved=True))

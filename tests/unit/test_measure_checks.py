@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
-from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, Turn, Window
+from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, StepTotal, Told, Turn, Window
 from tests.unit.test_measure_samples import counters_of, plain, turn, window
 
 TURNS = (
@@ -37,11 +37,11 @@ def only(measured: Window, code: str, *, speculation: bool = True, draft_tokens:
     return reasons[code]
 
 
-def with_steps(decoded: Steps, *, output_tokens: int) -> Window:
+def with_steps(decoded: Steps, *, output_tokens: int, counters: Counters | None = None) -> Window:
     """A window around one turn of these steps, with counters that agree."""
     broken = replace(TURNS[0], steps=decoded, output_tokens=output_tokens, event_tokens=(output_tokens,))
     broken = replace(broken, event_ns=(1,))
-    return window([broken])
+    return window([broken], counters=counters)
 
 
 # Sound windows
@@ -146,6 +146,7 @@ def test_measured_without_a_plan() -> None:
         ("prompt_tokens", "prompt tokens", 30),
         ("drafted", "drafted tokens", 24),
         ("accepted", "accepted tokens", 13),
+        ("steps", "decode steps", 8),
     ],
 )
 @pytest.mark.parametrize("off", [-1, 1])
@@ -153,6 +154,86 @@ def test_counter_mismatch_says_both_numbers(counter: str, what: str, client: int
     counters = replace(counters_of(TURNS), **{counter: client + off})
     message = only(window(TURNS, counters=counters), "counter_mismatch")
     assert message == f"{what}: client {client}, server {client + off}"
+
+
+@pytest.mark.parametrize("counter", ["output_tokens", "prompt_tokens", "drafted", "accepted", "steps"])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_totals_that_a_server_prints_rounded_may_be_off_by_that_much(counter: str, sign: int) -> None:
+    exact = replace(counters_of(TURNS), steps=8, slack=10)
+    within = replace(exact, **{counter: getattr(exact, counter) + 10 * sign})
+    assert found(window(TURNS, counters=within)) == {}
+    beyond = replace(exact, **{counter: getattr(exact, counter) + 11 * sign})
+    assert "counter_mismatch" in found(window(TURNS, counters=beyond))
+
+
+def test_slack_applies_to_totals_alone() -> None:
+    turns = [replace(TURNS[0], output_ids=(1, 2, 3)), *TURNS[1:]]
+    assert list(found(window(turns, counters=replace(counters_of(TURNS), slack=100)))) == ["counter_mismatch"]
+
+
+def test_totals_of_what_some_turns_do_not_tell_are_not_compared() -> None:
+    unknown = [replace(TURNS[0], steps=None), *TURNS[1:]]
+    counters = replace(counters_of(TURNS), steps=8)
+    measured = window(unknown, counters=counters, total=StepTotal(8, 8, "step counter"))
+    assert found(measured) == {}
+    # Tokens are known all the same.
+    lying = replace(counters, output_tokens=22)
+    assert only(replace(measured, counters=lying), "counter_mismatch") == "output tokens: client 23, server 22"
+    # The engine tells the steps of every turn, but the drafts of one it does not.
+    silent = replace(TURNS[0], steps=Steps((4, 2, 3), accepted=None, drafted=None, cut=None))
+    turns = [silent, *TURNS[1:]]
+    assert found(window(turns, counters=counters)) == {}
+    lying = replace(counters, steps=9)
+    assert only(window(turns, counters=lying), "counter_mismatch") == "decode steps: client 8, server 9"
+
+
+# What the server says went wrong
+
+
+@pytest.mark.parametrize(
+    ("counter", "code", "message"),
+    [
+        ("missing", "counter_gap", "3 records of the server were dropped before they were read"),
+        ("cached_tokens", "prefix_cache", "3 prompt tokens came from a cache that is to be off"),
+        (
+            "preemptions",
+            "server_queued",
+            "3 times a running request was put back for want of memory; lower the concurrency or the lengths",
+        ),
+    ],
+)
+def test_what_the_server_did_and_should_not_have(counter: str, code: str, message: str) -> None:
+    assert only(window(TURNS, counters=replace(counters_of(TURNS), **{counter: 3})), code) == message
+    # Rounding does not excuse it, and neither does a run without speculation.
+    assert only(window(TURNS, counters=replace(counters_of(TURNS), **{counter: 3}, slack=10)), code) == message
+    plain_counters = replace(counters_of(PLAIN, drafts=0), **{counter: 3})
+    assert only(window(PLAIN, counters=plain_counters), code, speculation=False) == message
+    assert found(window(TURNS, counters=replace(counters_of(TURNS), **{counter: 0}))) == {}
+
+
+def test_the_servers_troubles_come_before_the_sums_that_they_explain() -> None:
+    counters = replace(counters_of(TURNS), missing=1, cached_tokens=2, preemptions=3, output_tokens=22)
+    assert list(found(window(TURNS, counters=counters))) == [
+        "counter_gap",
+        "prefix_cache",
+        "server_queued",
+        "counter_mismatch",
+    ]
+
+
+# Repeats
+
+
+def test_a_plan_that_is_repeated_is_measured_as_often() -> None:
+    planned = [("a", 2), ("b", 1)]
+    assert found(window([*TURNS] * 3, planned=planned * 3)) == {}
+    assert only(window([*TURNS] * 3, planned=planned * 2), "duplicated") == (
+        "3 turns measured more often than planned: a turn 1 (3×), a turn 2 (3×), b turn 1 (3×)"
+    )
+    missing = [*TURNS, *TURNS, *TURNS[:2]]
+    assert only(window(missing, planned=planned * 3), "incomplete") == (
+        "1 of 9 planned turns not measured, without a failure: b turn 1"
+    )
 
 
 def test_counter_mismatch_lists_every_total() -> None:
@@ -222,8 +303,99 @@ def test_no_more_steps_draft_than_there_are() -> None:
     assert message == "the server drafted in 9 steps, but there were only 8 decode steps"
 
 
+def stepless(*turns: Turn, counters: Counters, total: StepTotal | None = None) -> Window:
+    """A window of which the steps are known as a whole only."""
+    return window([replace(t, steps=None) for t in turns], counters=counters, total=total)
+
+
+# N 9, 1 and 13: 20 tokens after the first, in 8 steps that accepted 13 and were cut by 1.
+SUMS = counters_of(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("total", "counters", "message"),
+    [
+        (StepTotal(8, 8, ""), SUMS, None),
+        (StepTotal(5, 8, ""), replace(SUMS, accepted=None), None),
+        (
+            StepTotal(4, 4, ""),
+            replace(SUMS, drafts=4, accepted=None),
+            "20 tokens after the first cannot come from 4 steps of 1 to 4 tokens",
+        ),
+        (
+            StepTotal(21, 21, ""),
+            replace(SUMS, accepted=None),
+            "20 tokens after the first cannot come from 21 steps of 1 to 4 tokens",
+        ),
+        (StepTotal(7, 7, ""), SUMS, "the server drafted in 8 steps, but there were only 7 decode steps"),
+        (StepTotal(7, 7, ""), replace(SUMS, slack=1), None),
+        (
+            StepTotal(7, 7, ""),
+            replace(SUMS, drafts=7, steps=7, accepted=None),
+            "the server counted 7 decode steps, but 8 events carried their tokens",
+        ),
+        # The cut of all three last steps together is at most 9, and at least nothing.
+        (StepTotal(16, 16, ""), SUMS, None),
+        (
+            StepTotal(17, 17, ""),
+            SUMS,
+            "A + S = 13 + 17 exceeds the 20 tokens after the first by 10, "
+            "which must lie in 0 to 9 (draft tokens × turns)",
+        ),
+        (StepTotal(17, 17, ""), replace(SUMS, slack=1), None),
+        (
+            StepTotal(8, 8, ""),
+            replace(SUMS, accepted=11),
+            "A + S = 11 + 8 exceeds the 20 tokens after the first by -1, "
+            "which must lie in 0 to 9 (draft tokens × turns)",
+        ),
+        # Nothing follows for the cut where S is not exact.
+        (StepTotal(8, 17, ""), replace(SUMS, accepted=24), None),
+    ],
+)
+def test_sums_of_the_window_alone(total: StepTotal, counters: Counters, message: str | None) -> None:
+    measured = stepless(*TURNS, counters=counters, total=total)
+    if message is None:
+        assert found(measured) == {}
+    else:
+        assert only(measured, "identity") == message
+
+
+def test_an_engine_that_lists_its_steps_may_send_more_events_than_steps() -> None:
+    # One event per token, as llama.cpp has it.
+    every = replace(TURNS[0], event_tokens=(1,) * 9, event_ns=tuple(range(9)))
+    assert found(window([every])) == {}
+    assert found(replace(window([every]), steps=StepTotal(3, 3, "per-step totals"))) == {}
+
+
+def test_without_steps_and_without_a_total_only_tokens_are_compared() -> None:
+    assert found(stepless(*TURNS, counters=replace(SUMS, drafts=99))) == {}
+
+
+@pytest.mark.parametrize("cut", [None, 0])
+@pytest.mark.parametrize(("output_tokens", "sound"), [(3, False), (4, True), (13, True), (14, False)])
+def test_steps_without_their_drafts_emit_one_to_all_of_them(cut: int | None, output_tokens: int, sound: bool) -> None:
+    # 3 steps of 1 to 4 tokens. That some last step may have been cut does not lower the least: it emits one.
+    decoded = Steps((0, 0, 0), accepted=None, drafted=None, cut=cut)
+    measured = with_steps(decoded, output_tokens=output_tokens, counters=Counters())
+    if sound:
+        assert list(found(measured)) == ["no_speculation"]
+    else:
+        assert "cannot come from 3 steps of 1 to 4 tokens" in found(measured)["identity"]
+
+
+def test_an_order_that_is_unknown_does_not_say_which_step_was_cut() -> None:
+    # 3 + 4 + 1 emitted, cut by 2: not of the step of one token, which stands last here for want of an order.
+    decoded = Steps((1, 3, 4), accepted=5, drafted=9, cut=2, ordered=False)
+    assert found(with_steps(decoded, output_tokens=7)) == {}
+    decoded = Steps((3, 4, 1), accepted=5, drafted=9, cut=2, ordered=False)
+    assert found(with_steps(decoded, output_tokens=7)) == {}
+    assert "and was cut by 2" in only(with_steps(replace(decoded, ordered=True), output_tokens=7), "identity")
+
+
 def test_many_offenders_are_counted_and_a_few_are_named() -> None:
-    broken = [replace(turn(f"q{i}", [2, 2]), output_tokens=6) for i in range(5)]
+    # One token fewer than the steps emitted, and nothing cut; the totals would allow a cut of 15.
+    broken = [replace(turn(f"q{i}", [2, 2]), output_tokens=4, event_tokens=(1, 2, 1)) for i in range(5)]
     message = only(window(broken), "identity")
     assert "(5×): q0 turn 1" in message
     assert message.endswith("and 2 more")
@@ -241,9 +413,15 @@ def test_a_step_longer_than_its_draft(length: int) -> None:
 def test_unknown_steps_cannot_have_accepted_more_than_they_drafted() -> None:
     # Two steps of at most 3 accepted drafts each.
     assert found(window([turn("a", [0, 0], hidden=6)])) == {}
-    message = only(window([turn("a", [0, 0], hidden=7, drafted=9)]), "acceptance_out_of_range")
+    reasons = found(window([turn("a", [0, 0], hidden=7, drafted=9)]))
+    assert list(reasons) == ["identity", "acceptance_out_of_range"]
+    assert reasons["identity"] == "9 tokens after the first cannot come from 2 steps of 1 to 4 tokens"
+    message = reasons["acceptance_out_of_range"]
     assert "a turn 1 accepted 7 drafts in 2 steps of unknown length" in message
     assert "must lie in 1 to 4, but is 4.5000 (decode)" in message
+    # Another turn may hide it from the sum of the window, and not from its own.
+    both = [turn("a", [0, 0], hidden=7, drafted=9), turn("b", [1, 1, 1])]
+    assert "a turn 1 accepted 7 drafts" in only(window(both), "acceptance_out_of_range")
 
 
 def test_merged_steps_without_speculation_are_out_of_range() -> None:
@@ -289,6 +467,18 @@ def test_speculation_that_nobody_asked_for() -> None:
 @pytest.mark.parametrize("counters", [Counters(drafts=1), Counters(drafted=1), Counters(drafted=1, accepted=1)])
 def test_unexpected_speculation_is_seen_by_the_counters(counters: Counters) -> None:
     assert "unexpected_speculation" in found(window(PLAIN, counters=counters), speculation=False)
+
+
+def test_drafts_that_only_the_turns_tell_are_speculation() -> None:
+    told = [replace(turn("a", [4, 2]), steps=None, told=Told(drafted=6, accepted=4)), replace(TURNS[2], steps=None)]
+    total = StepTotal(7, 7, "")
+    assert found(window(told, counters=Counters(), total=total)) == {}
+    message = only(
+        window([replace(PLAIN[0], told=Told(drafted=6, accepted=4))], counters=Counters()),
+        "unexpected_speculation",
+        speculation=False,
+    )
+    assert message == "the profile asks for no speculation, but 6 tokens were drafted and 4 accepted"
 
 
 # What only timing rests on

@@ -44,6 +44,13 @@ def test_everything_before_it_is_equal_and_nothing_after_need_be(a: list[int], b
         assert a[at : at + 1] != b[at : at + 1]
 
 
+def test_runs_of_ids_alone_are_compared_by_their_ids() -> None:
+    run = [replace(said("a", "", (1, 2)), text=None)]
+    assert compare(run, run).identical
+    other = compare(run, [replace(said("a", "", (1, 3)), text=None)])
+    assert (other.divergences[0].unit, other.divergences[0].at) == ("token", 1)
+
+
 def test_identical_runs() -> None:
     run = [said("a", "x", (1,)), said("b", "y"), said("a", "z", (2,), index=1)]
     result = compare(run, run[::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_speedbench.cells import Cell
-from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, Turn, Window
+from pytest_speedbench.measure.samples import COUNTERS, Client, Counters, Failure, Steps, StepTotal, Turn, Window
 
 MS = 1_000_000
 CODING = Cell("qualitative", 32, category="coding")
@@ -33,7 +33,7 @@ def turn(
 ) -> Turn:
     """A turn that keeps every identity: first token at ``first_ms``, then one event per step."""
     decoded = steps(lengths, cut=cut, hidden=hidden, drafted=drafted)
-    output_tokens = 1 + decoded.accepted + decoded.count - cut
+    output_tokens = 1 + (decoded.accepted or 0) + decoded.count - cut
     at = tuple((start_ms + first_ms + i * step_ms) * MS for i in range(len(lengths) + 1))
     emitted = [1, *lengths]
     if 0 not in lengths:
@@ -54,6 +54,18 @@ def turn(
     )
 
 
+def steps_of(measured: Turn) -> Steps:
+    """The steps of a turn of which they are known."""
+    assert measured.steps is not None
+    return measured.steps
+
+
+def known(number: int | None) -> int:
+    """A number that is not None."""
+    assert number is not None
+    return number
+
+
 def plain(question_id: str, tokens: int, *, index: int = 0) -> Turn:
     """A turn without speculation: one token per step, nothing drafted."""
     return turn(question_id, [1] * (tokens - 1), drafted=0, index=index)
@@ -64,9 +76,9 @@ def counters_of(turns: Sequence[Turn], *, drafts: int | None = None) -> Counters
     return Counters(
         prompt_tokens=sum(t.prompt_tokens for t in turns),
         output_tokens=sum(t.output_tokens for t in turns),
-        drafts=sum(t.steps.count for t in turns) if drafts is None else drafts,
-        drafted=sum(t.steps.drafted for t in turns),
-        accepted=sum(t.steps.accepted for t in turns),
+        drafts=sum(steps_of(t).count for t in turns) if drafts is None else drafts,
+        drafted=sum(known(steps_of(t).drafted) for t in turns),
+        accepted=sum(known(steps_of(t).accepted) for t in turns),
     )
 
 
@@ -78,6 +90,7 @@ def window(
     counters: Counters | None = None,
     cell: Cell = CODING,
     steady_ns: tuple[int, int] | None = None,
+    total: StepTotal | None = None,
 ) -> Window:
     """A window in which everything planned was measured, unless told otherwise."""
     if planned is None:
@@ -91,6 +104,7 @@ def window(
         counters=counters_of(turns) if counters is None else counters,
         client=Client(lag_p99_s=0.001, cpu_share=0.2),
         steady_ns=steady_ns,
+        steps=total,
     )
 
 
@@ -105,6 +119,29 @@ def test_counters_subtract_and_keep_what_the_engine_does_not_count() -> None:
     assert after - before == Counters(prompt_tokens=100, output_tokens=200, drafts=None, drafted=7, accepted=None)
 
 
+def test_every_counter_subtracts_and_adds_and_what_rounding_hides_only_grows() -> None:
+    assert len(COUNTERS) > 5
+    assert "slack" not in COUNTERS
+    before = Counters(**{name: 10 + i for i, name in enumerate(COUNTERS)}, slack=2)
+    after = Counters(**{name: 100 + 3 * i for i, name in enumerate(COUNTERS)}, slack=3)
+    assert after - before == Counters(**{name: 90 + 2 * i for i, name in enumerate(COUNTERS)}, slack=5)
+    assert Counters.total([before, after]) == Counters(
+        **{name: 110 + 4 * i for i, name in enumerate(COUNTERS)}, slack=5
+    )
+
+
+def test_a_counter_that_one_window_lacks_has_no_sum() -> None:
+    windows = [Counters(output_tokens=3, steps=4, slack=1), Counters(output_tokens=5, accepted=6)]
+    assert Counters.total(iter(windows)) == Counters(output_tokens=8, slack=1)
+    assert Counters.total([]) == Counters()
+
+
+def test_a_total_of_steps_is_exact_where_its_ends_meet() -> None:
+    assert StepTotal(3, 3, "counter").exact
+    assert not StepTotal(3, 4, "bracket").exact
+
+
 def test_a_built_turn_keeps_the_identity() -> None:
     built = turn("q", [4, 0, 3], cut=2, hidden=1)
-    assert built.output_tokens - 1 + built.steps.cut == built.steps.accepted + built.steps.count
+    decoded = steps_of(built)
+    assert built.output_tokens - 1 + known(decoded.cut) == known(decoded.accepted) + decoded.count

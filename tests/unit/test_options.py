@@ -26,6 +26,12 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "ignore-eos": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "measure-only": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "inconclusive": [("fail", "fail"), ("warn", "warn")],
+    "base-url": [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        (" https://gpu.example/engine/ ", "https://gpu.example/engine"),
+        ("http://[::1]:30000/", "http://[::1]:30000"),
+        ("http://user@host", "http://user@host"),
+    ],
 }
 NUMBERS = [("1", 1), ("22", 22), ("333", 333), ("4444", 4444)]
 TEXTS = [("one", "one"), (" two ", "two"), ("three/3", "three/3"), ("-4-", "-4-")]
@@ -35,7 +41,7 @@ def values_of(option: Option) -> list[tuple[Any, Any]]:
     """Four raw values and their meanings; where there are fewer, they repeat."""
     if option.repeatable:
         return [([text], (text,)) for text in ("a=1", "b=2", "c=3", "d=4")]
-    numeric = option.name in ("draft-tokens", "prompts", "osl", "turn-timeout", "start-timeout")
+    numeric = option.name in ("draft-tokens", "tensor-parallel", "prompts", "osl", "turn-timeout", "start-timeout")
     values: list[tuple[Any, Any]] = list(VALUES.get(option.name, NUMBERS if numeric else TEXTS))
     return (values * 4)[:4]
 
@@ -125,6 +131,25 @@ WRONG = [
     ("isl", "1k,3k", "--speedbench-isl=1k,3k: choose from 1k, 2k, 8k, 16k, 32k"),
     ("difficulty", "low", "--speedbench-difficulty=low: choose from low_entropy, mixed, high_entropy"),
     ("category", "code", f"--speedbench-category=code: choose from {', '.join(CATEGORIES)}, overall"),
+    ("tensor-parallel", "0", "--speedbench-tensor-parallel=0: give a whole number of at least 1"),
+    ("tensor-parallel", "all", "--speedbench-tensor-parallel=all: give a whole number of at least 1"),
+    ("base-url", " ", "--speedbench-base-url is empty; give a value or drop the option"),
+    *(
+        ("base-url", address, f"--speedbench-base-url={address}: give an address such as http://127.0.0.1:8000")
+        for address in (
+            "127.0.0.1:8000",
+            "localhost",
+            "ftp://127.0.0.1",
+            "http:/127.0.0.1",
+            "http://",
+            "https:///v1",
+            "http://:8000",
+            "http://host:port",
+            "http://host:70000",
+            "http://[::1",
+            "http://a host",
+        )
+    ),
     ("osl", {"a": 1}, "--speedbench-osl: give a single value or a flat list, not {'a': 1}"),
     ("concurrency", [[1]], "--speedbench-concurrency: give a single value or a flat list, not [[1]]"),
 ]

@@ -17,7 +17,7 @@ from pytest_speedbench.cells import Axes, Cell
 from pytest_speedbench.engines.base import Profile, Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.match import Facts
-from pytest_speedbench.planning import make, static_facts, without_cells
+from pytest_speedbench.planning import MAX_REPEATS, make, static_facts, without_cells
 from pytest_speedbench.settings import Settings
 
 PROFILE = Profile("llamacpp", "llamacpp", "org/model", Speculation("draft", 4))
@@ -130,14 +130,18 @@ def test_overall_by_name_measures_the_categories_that_it_needs(place: Path) -> N
 
 def test_a_gate_without_concurrency_stands_for_the_default_ones(place: Path) -> None:
     gates(place, "isl: 1k, difficulty: mixed")
-    # 20 prompts hold 2 and 4 (8 and 16 needed), not 8 (32).
-    assert planned(place) == ["llamacpp-throughput-1k-mixed-c2", "llamacpp-throughput-1k-mixed-c4"]
+    # 20 prompts, each sent 8 times, hold 40 and not 41.
+    concurrency = {"qualitative": (1,), "throughput": (2, 40, 41)}
+    assert planned(place, default_concurrency=concurrency) == [
+        "llamacpp-throughput-1k-mixed-c2",
+        "llamacpp-throughput-1k-mixed-c40",
+    ]
 
 
 def test_explicit_axes_win_over_what_is_gated(place: Path) -> None:
     gates(place, "category: qa")
     assert planned(place, axes=Axes(categories=("coding",))) == ["llamacpp-qualitative-coding"]
-    assert planned(place, axes=Axes(isls=("8k",))) == ["llamacpp-throughput-8k-mixed-c2"]
+    assert planned(place, axes=Axes(isls=("8k",))) == [f"llamacpp-throughput-8k-mixed-c{n}" for n in (2, 4, 8)]
     assert planned(place, axes=Axes(splits=("qualitative",))) == [
         "llamacpp-qualitative-coding",
         "llamacpp-qualitative-qa",
@@ -167,14 +171,15 @@ def test_concurrency_alone_does_not_repeat_cells_gated_at_several(place: Path) -
 
 def test_measure_only_without_gates_plans_all(place: Path) -> None:
     (place / "thresholds").rmdir()
-    every = planned(place, measure_only=True)
+    concurrency = {"qualitative": (1,), "throughput": (2, 40, 64)}
+    every = planned(place, measure_only=True, default_concurrency=concurrency)
     assert every == [
         "llamacpp-qualitative-coding",
         "llamacpp-qualitative-qa",
         "llamacpp-throughput-1k-low_entropy-c2",
-        "llamacpp-throughput-1k-low_entropy-c4",
+        "llamacpp-throughput-1k-low_entropy-c40",
         "llamacpp-throughput-1k-mixed-c2",
-        "llamacpp-throughput-1k-mixed-c4",
+        "llamacpp-throughput-1k-mixed-c40",
         "llamacpp-throughput-8k-mixed-c2",
         "llamacpp-qualitative-overall",
     ]
@@ -282,13 +287,61 @@ def test_explicit_axes_need_no_gate_to_be_planned(place: Path) -> None:
 
 
 def test_too_few_prompts_for_an_asked_concurrency(place: Path) -> None:
-    assert refused(place_with_gate(place), axes=Axes(isls=("8k",), concurrencies=(2, 4))) == (
-        "too few prompts for a steady window (4 × concurrency): throughput-8k-mixed-c4 has 9 and needs 16; "
-        "lower the concurrency, or give more prompts"
+    # 9 prompts, each sent 8 times, are 72, which is 4 × 18.
+    assert refused(place_with_gate(place), axes=Axes(isls=("8k",), concurrencies=(18, 19))) == (
+        "too few prompts for a steady window (4 × concurrency, each prompt sent at most 8 times): "
+        "throughput-8k-mixed-c19 has 9 and needs 10; lower the concurrency, or give more prompts"
     )
-    message = refused(place, axes=Axes(isls=("1k", "8k"), concurrencies=(8, 16)))
+    assert planned(place, axes=Axes(isls=("8k",), concurrencies=(18,))) == ["llamacpp-throughput-8k-mixed-c18"]
+    message = refused(place, axes=Axes(isls=("1k", "8k"), concurrencies=(41, 64)))
     assert message.count(" has ") == 3
     assert " …; lower" in message
+
+
+def test_as_many_prompts_as_a_refusal_asks_for_are_enough(place: Path) -> None:
+    gates(place, "isl: 1k, difficulty: mixed")
+    for concurrency in (1, 2, 3, 4, 5, 16, 17, 39, 40):
+        axes = Axes(isls=("1k",), difficulties=("mixed",), concurrencies=(concurrency,))
+        if concurrency > 2:
+            found = re.search(r"has 1 and needs (\d+);", refused(place, axes=axes, prompts=1))
+            assert found is not None
+            needed = int(found[1])
+            assert f"has {needed - 1} and needs {needed};" in refused(place, axes=axes, prompts=needed - 1)
+        else:
+            needed = 1
+        if needed <= 20:
+            assert planned(place, axes=axes, prompts=needed)
+
+
+def test_prompts_are_repeated_as_often_as_a_steady_window_needs(place: Path) -> None:
+    gates(place, "isl: 1k, difficulty: mixed")
+    plan = make(settings_of(place))
+
+    def repeats(concurrency: int, prompts: int | None = None) -> int:
+        fewer = replace(plan, settings=replace(plan.settings, prompts=prompts))
+        return fewer.repeats(Cell("throughput", concurrency, isl="1k", difficulty="mixed"))
+
+    # 20 prompts are 4 × 5.
+    assert [repeats(n) for n in (1, 5, 6, 10, 11, 40)] == [1, 1, 2, 2, 3, MAX_REPEATS]
+    assert [repeats(5, prompts) for prompts in (1, 3, 7, 19, 20, 99)] == [20, 7, 3, 2, 1, 1]
+    # Qualitative cells have no steady window to fill.
+    for concurrency in (1, 512):
+        assert plan.repeats(Cell("qualitative", concurrency, category="qa")) == 1
+        assert plan.repeats(Cell("qualitative", concurrency, category="overall")) == 1
+
+
+@given(concurrency=st.integers(1, 40), prompts=st.none() | st.integers(1, 20))
+def test_repeats_fill_the_window_and_no_fewer_would(shared: Path, concurrency: int, prompts: int | None) -> None:
+    axes = Axes(isls=("1k",), difficulties=("mixed",), concurrencies=(concurrency,))
+    try:
+        plan = make(settings_of(shared, axes=axes, prompts=prompts, measure_only=True))
+    except ConfigError:
+        assert (prompts or 20) * MAX_REPEATS < 4 * concurrency
+        return
+    (planned_cell,) = plan.cells
+    sent, repeats = len(plan.rows(planned_cell.cell)), plan.repeats(planned_cell.cell)
+    assert sent * (repeats - 1) < 4 * concurrency <= sent * repeats
+    assert repeats <= MAX_REPEATS
 
 
 def place_with_gate(place: Path) -> Path:
@@ -298,22 +351,24 @@ def place_with_gate(place: Path) -> Path:
 
 def test_too_few_prompts_for_a_gates_own_concurrency(place: Path) -> None:
     # A limit that nobody measures must not look as if it had been met.
-    gates(place, "isl: 1k, difficulty: mixed, concurrency: 4", "isl: 1k, difficulty: mixed, concurrency: 16")
-    assert "throughput-1k-mixed-c16 has 20 and needs 64" in refused(place)
-    assert "throughput-1k-mixed-c4 has 15 and needs 16" in refused(place, prompts=15)
-    gates(place, "isl: 1k, difficulty: mixed, concurrency: 4")
-    assert planned(place, prompts=16) == ["llamacpp-throughput-1k-mixed-c4"]
+    gates(place, "isl: 1k, difficulty: mixed, concurrency: 4", "isl: 1k, difficulty: mixed, concurrency: 128")
+    assert "throughput-1k-mixed-c128 has 20 and needs 64" in refused(place)
+    gates(place, "isl: 1k, difficulty: mixed, concurrency: 32")
+    assert "throughput-1k-mixed-c32 has 15 and needs 16" in refused(place, prompts=15)
+    assert planned(place, prompts=16) == ["llamacpp-throughput-1k-mixed-c32"]
 
 
 def test_too_few_prompts_for_every_default(place: Path) -> None:
     gates(place, "isl: 8k, difficulty: mixed")
-    assert planned(place) == ["llamacpp-throughput-8k-mixed-c2"]
-    assert "throughput-8k-mixed-c2 has 7 and needs 8" in refused(place, prompts=7)
+    concurrency = {"qualitative": (1,), "throughput": (16, 32)}
+    assert planned(place, default_concurrency=concurrency) == ["llamacpp-throughput-8k-mixed-c16"]
+    assert "throughput-8k-mixed-c16 has 7 and needs 8" in refused(place, prompts=7, default_concurrency=concurrency)
 
 
 def test_the_default_concurrencies_left_out_do_not_touch_others(place: Path) -> None:
     gates(place, "category: qa", "isl: 8k, difficulty: mixed")
-    assert planned(place, prompts=3) == ["llamacpp-qualitative-qa"]
+    concurrency = {"qualitative": (1,), "throughput": (7, 8)}
+    assert planned(place, prompts=3, default_concurrency=concurrency) == ["llamacpp-qualitative-qa"]
 
 
 def test_qualitative_cells_need_no_steady_window(place: Path) -> None:

@@ -75,7 +75,11 @@ RESULTS = st.builds(
     item_id=st.text(),
     verdict=st.none() | st.sampled_from(Verdict),
     reasons=st.lists(st.builds(Reason, st.text(), st.text()), max_size=3).map(tuple),
-    metrics=st.dictionaries(st.sampled_from(sorted(METRICS)), st.builds(Metric, NUMBERS, MAYBE, MAYBE), max_size=4),
+    metrics=st.dictionaries(
+        st.sampled_from(sorted(METRICS)),
+        st.builds(Metric, NUMBERS, MAYBE, MAYBE, st.none() | st.tuples(NUMBERS, NUMBERS)),
+        max_size=4,
+    ),
     acceptance=st.none()
     | st.builds(
         Acceptance,
@@ -121,6 +125,8 @@ RUNS = st.builds(
                 max_size=2,
             ).map(tuple),
             resolved=st.dictionaries(st.text(), JSON, max_size=3),
+            start_s=st.none() | st.floats(0, 1e6),
+            base_url=st.none() | st.text(),
         ),
         max_size=2,
     ).map(tuple),
@@ -185,6 +191,11 @@ def test_a_produced_artifact_is_valid() -> None:
         (lambda data: data["cells"][0]["gates"][0].update(limit="2"), "$.cells[0].gates[0].limit"),
         (lambda data: data["cells"][0]["acceptance"]["histogram"].update(one=1), "histogram"),
         (lambda data: data["run"].update(fingerprint="x"), "$.run.fingerprint"),
+        (lambda data: data["run"]["engines"][0].update(start_s=-1), "$.run.engines[0].start_s"),
+        (lambda data: data["run"]["engines"][0].pop("base_url"), "$.run.engines[0]"),
+        (lambda data: data["cells"][0]["metrics"]["output_tps"].update(bracket=[1]), "$.cells[0].metrics"),
+        (lambda data: data["cells"][0]["metrics"]["output_tps"].update(bracket=[1, 2, 3]), "$.cells[0].metrics"),
+        (lambda data: data["cells"][0]["metrics"]["output_tps"].pop("bracket"), "$.cells[0].metrics"),
     ],
 )
 def test_validation_names_the_place(change: Callable[[dict[str, Any]], object], place: str) -> None:
@@ -225,6 +236,30 @@ def test_a_file_comes_back_as_it_went(tmp_path: Path) -> None:
     artifact.write(path, RUN, EVERY, complete=True, partial=True, measure_only=True, planned=4)
     assert artifact.read(path) == (RUN, EVERY, artifact.Flags(True, True, True, 4))
     assert "6 starts × 2 repeats" in path.read_text(encoding="utf-8")
+
+
+def test_a_bracket_and_an_attached_server_come_back_and_are_valid() -> None:
+    bracket = dataclasses.replace(PASSED, metrics={"decode_acceptance_length": Metric(2.0, bracket=(2.0, 2.25))})
+    (engine,) = RUN.engines
+    attached = dataclasses.replace(engine, base_url="http://10.0.0.1:8000", start_s=None)
+    started = dataclasses.replace(engine, start_s=41.25)
+    run = dataclasses.replace(RUN, engines=(attached, started))
+    data = json.loads(json.dumps(artifact.to_json(run, [bracket], complete=True, partial=False)))
+    artifact.validate(data)
+    assert data["cells"][0]["metrics"]["decode_acceptance_length"]["bracket"] == [2.0, 2.25]
+    assert [(e["start_s"], e["base_url"]) for e in data["run"]["engines"]] == [
+        (None, "http://10.0.0.1:8000"),
+        (41.25, None),
+    ]
+    assert artifact.from_json(data)[:2] == (run, (bracket,))
+
+
+@pytest.mark.parametrize("bracket", [[], [1.0], [1.0, 2.0, 3.0]])
+def test_a_bracket_of_another_size_is_a_clear_error(bracket: list[float]) -> None:
+    data = sample()
+    data["cells"][0]["metrics"]["output_tps"]["bracket"] = bracket
+    with pytest.raises(ConfigError, match="bracket"):
+        artifact.from_json(data)
 
 
 def test_counts_and_outcome_are_there_for_other_readers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -11,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.measure.samples import Client, Failure, Turn, Window
+from pytest_speedbench.measure.samples import (
+    COUNTERS,
+    Client,
+    Counters,
+    Failure,
+    Steps,
+    StepTotal,
+    Told,
+    Turn,
+    Window,
+)
 from pytest_speedbench.measure.summary import summarise
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog, RequestsCutWarning, read_requests, read_windows
@@ -37,6 +48,76 @@ def test_windows_come_back_as_measured_bar_the_text(log: Path) -> None:
     assert list(read_windows(log)) == [("vllm", without_text(FIRST)), ("vllm-plain", without_text(SECOND))]
 
 
+STEPS = (
+    None,
+    Steps((3, 2, 4), accepted=6, drafted=9, cut=2),
+    Steps((1, 2, 4), accepted=4, drafted=None, cut=0, ordered=False),
+    Steps((3, 2, 2), accepted=None, drafted=9, cut=None),
+    Steps((0, 0), accepted=None, drafted=None, cut=None, ordered=False),
+    Steps((), accepted=0, drafted=0),
+)
+TOLD = (
+    None,
+    Told(),
+    Told(steps=3, drafts=2, drafted=9, accepted=6, lengths=(3, 2, 4), ordered=False),
+    Told(lengths=()),
+)
+
+
+def test_what_is_known_and_what_is_not_of_steps_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "r.gz"
+    turns = tuple(
+        replace(FIRST.turns[0], question_id=f"q{i}-{j}", steps=steps, told=told)
+        for i, steps in enumerate(STEPS)
+        for j, told in enumerate(TOLD)
+    )
+    measured = replace(FIRST, turns=turns)
+    RequestLog(path).append("vllm", measured)
+    ((_, stored),) = read_windows(path)
+    assert stored == without_text(measured)
+
+
+@pytest.mark.parametrize("total", [None, StepTotal(3, 3, "step counter of the server"), StepTotal(3, 7, "bracket")])
+def test_steps_of_the_window_come_back(tmp_path: Path, total: StepTotal | None) -> None:
+    path = tmp_path / "r.gz"
+    RequestLog(path).append("vllm", replace(FIRST, steps=total))
+    ((_, stored),) = read_windows(path)
+    assert stored.steps == total
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        Counters(),
+        Counters(slack=7),
+        Counters(**{name: 10 + i for i, name in enumerate(COUNTERS)}, slack=1),
+        Counters(steps=0, missing=0),
+    ],
+)
+def test_counters_come_back(tmp_path: Path, counters: Counters) -> None:
+    path = tmp_path / "r.gz"
+    RequestLog(path).append("vllm", replace(FIRST, counters=counters))
+    ((_, stored),) = read_windows(path)
+    assert stored.counters == counters
+
+
+def test_a_stream_of_ids_alone_has_no_text_and_no_hash_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.gz"
+    first, *others = FIRST.turns
+    RequestLog(path).append("trtllm", replace(FIRST, turns=(replace(first, text=None), replace(others[0], text=""))))
+    ((_, stored),) = read_windows(path)
+    assert [turn.text for turn in stored.turns] == [None, ""]
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert [row["text_sha256"] for row in rows if row["type"] == "turn"] == [None, hashlib.sha256(b"").hexdigest()]
+
+
+def test_a_repeated_plan_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "r.gz"
+    repeated = replace(FIRST, planned=FIRST.planned * 3, turns=FIRST.turns * 3)
+    RequestLog(path).append("vllm", repeated)
+    assert list(read_windows(path)) == [("vllm", without_text(repeated))]
+
+
 def test_requests_come_back_one_by_one(log: Path) -> None:
     found = list(read_requests(log))
     assert len(found) == 4 + 1 + 6 + 1
@@ -48,15 +129,16 @@ def test_metrics_recomputed_from_the_log_equal_those_of_the_run(log: Path) -> No
     for measured, (_, stored) in zip((FIRST, SECOND), read_windows(log), strict=True):
 
         def summary(of: Window) -> object:
-            return summarise(of.turns, counters=of.counters, steady_ns=of.steady_ns, seed_parts=("cell",))
+            return summarise(of, seed_parts=("cell",))
 
         assert summary(stored) == summary(measured)
 
 
 def test_metrics_from_single_requests_equal_those_of_the_run(log: Path) -> None:
     turns = [request for profile, _, request in read_requests(log) if profile == "vllm" and isinstance(request, Turn)]
-    want = summarise(FIRST.turns, counters=FIRST.counters, steady_ns=None, seed_parts=("cell",))
-    assert summarise(turns, counters=FIRST.counters, steady_ns=None, seed_parts=("cell",)) == want
+    single = replace(FIRST, turns=tuple(turns), failures=(), planned=(), steady_ns=None)
+    want = summarise(replace(FIRST, steady_ns=None), seed_parts=("cell",))
+    assert summarise(single, seed_parts=("cell",)) == want
 
 
 def test_every_line_names_profile_and_cell_and_no_line_holds_the_text(log: Path) -> None:

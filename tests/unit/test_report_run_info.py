@@ -56,6 +56,7 @@ def test_the_fingerprint_follows_what_must_be_equal_and_nothing_else() -> None:
         replace(RUN, started="later", argv=(), ci_id="2", git_commit=None),
         replace(RUN, engines=(replace(engine, version="0.25.0", gpus=()),)),
         replace(RUN, engines=(replace(engine, resolved=dict(reversed(list(engine.resolved.items())))),)),
+        replace(RUN, engines=(replace(engine, start_s=12.5),)),
     ]
     other = [
         replace(RUN, dataset_sha256="f" * 64),
@@ -65,6 +66,18 @@ def test_the_fingerprint_follows_what_must_be_equal_and_nothing_else() -> None:
     ]
     assert {run.fingerprint for run in same} == {RUN.fingerprint}
     assert RUN.fingerprint not in {run.fingerprint for run in other}
+
+
+def test_how_long_an_engine_took_to_start_is_not_part_of_its_fingerprint() -> None:
+    (engine,) = RUN.engines
+    assert {replace(engine, start_s=seconds).fingerprint for seconds in (None, 0.0, 41.5)} == {engine.fingerprint}
+
+
+def test_the_address_of_an_attached_server_keeps_no_secret() -> None:
+    attached = EngineRecord("vllm", "vllm", "0.24.0", "m", base_url=f"http://user:{CANARY}@10.0.0.1:8000")
+    run = collected(engines=[attached])
+    assert CANARY not in repr(run)
+    assert "10.0.0.1:8000" in (run.engines[0].base_url or "")
 
 
 def test_plain_json_knows_no_nan_and_no_foreign_types() -> None:

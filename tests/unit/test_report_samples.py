@@ -12,6 +12,7 @@ from pytest_speedbench.measure.metrics import Metric
 from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, Turn, Window
 from pytest_speedbench.report.run_info import EngineRecord, GpuRecord, OptionRecord, RunInfo
 from pytest_speedbench.results import CellResult
+from tests.unit.test_measure_samples import known, steps_of
 
 HISTOGRAM = {1: 20000, 2: 9000, 3: 5000, 4: 7203}
 ACCEPTANCE = Acceptance(HISTOGRAM, conditional(HISTOGRAM), joint(HISTOGRAM), decode_histogram=HISTOGRAM)
@@ -165,7 +166,12 @@ def window(conversations: int = 4, cell: Cell = CODING) -> Window:
         planned=tuple((turn.question_id, 1) for turn in turns),
         turns=tuple(turns),
         failures=(Failure("q9", 1, "http_500", "Internal Server Error"),),
-        counters=Counters(None, 8 * conversations, 3 * conversations, 9 * conversations, 6 * conversations),
+        counters=Counters(
+            output_tokens=8 * conversations,
+            drafts=3 * conversations,
+            drafted=9 * conversations,
+            accepted=6 * conversations,
+        ),
         client=Client(0.0012, 0.31),
         steady_ns=(1_010_000_000, 1_050_000_000),
     )
@@ -177,5 +183,6 @@ def test_every_verdict_is_there() -> None:
 
 def test_the_turns_keep_the_identity_of_step_counts() -> None:
     for turn in window().turns:
-        assert turn.output_tokens - 1 + turn.steps.cut == turn.steps.accepted + turn.steps.count
-        assert turn.steps.accepted == sum(turn.steps.lengths) - turn.steps.count
+        steps = steps_of(turn)
+        assert turn.output_tokens - 1 + known(steps.cut) == known(steps.accepted) + steps.count
+        assert steps.accepted == sum(steps.lengths) - steps.count

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pytest_speedbench.cells import DEFAULT_CONCURRENCY, Axes
-from pytest_speedbench.engines import embedded
+from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.settings import Origin, Settings, build
 
 MODEL = {"model": "org/model", "method": "none"}
+CHOICES = ", ".join(registry.NAMES)
 
 
 class Place:
@@ -66,6 +67,7 @@ def test_defaults_with_a_model(place: Place) -> None:
     (profile,) = settings.profiles
     assert (profile.label, profile.engine, profile.model) == ("llamacpp", "llamacpp", "org/model")
     assert (profile.tokenizer, profile.max_model_len, dict(profile.options)) == (None, None, {})
+    assert (profile.tensor_parallel, profile.base_url) == (1, None)
     assert profile.speculation == Speculation("none", 0, None)
     assert not profile.speculation.active
     assert settings.axes == Axes()
@@ -162,15 +164,15 @@ def test_own_thresholds_win_over_the_shipped_ones(place: Place) -> None:
 
 
 def test_no_engine(place: Place) -> None:
-    assert refused(place, {"engine": None}) == "no engine was named; give --speedbench-engine, one of llamacpp"
+    assert refused(place, {"engine": None}) == f"no engine was named; give --speedbench-engine, one of {CHOICES}"
 
 
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("llama", "unknown engine 'llama'; choose from llamacpp"),
-        ("vllm", "engine 'vllm' is not in this version yet; choose from llamacpp"),
-        ("llamacpp,trtllm", "engine 'trtllm' is not in this version yet; choose from llamacpp"),
+        ("llama", f"unknown engine 'llama'; choose from {CHOICES}"),
+        ("VLLM", f"unknown engine 'VLLM'; choose from {CHOICES}"),
+        ("llamacpp,tensorrt", f"unknown engine 'tensorrt'; choose from {CHOICES}"),
     ],
 )
 def test_unknown_engines(place: Place, engine: str, message: str) -> None:
@@ -189,9 +191,10 @@ def test_method_needs_draft_tokens(place: Place) -> None:
 
 
 def test_unknown_method_lists_the_engines_own(place: Place) -> None:
-    expected = "llamacpp has no method 'eagle3'; choose from none, ngram, draft"
-    assert refused(place, {"method": "eagle3"}) == expected
-    assert refused(place, MODEL | {"method": "eagle3"}) == expected
+    expected = f"llamacpp has no method 'medusa'; choose from {', '.join(registry.methods('llamacpp'))}"
+    assert "none, ngram, " in expected
+    assert refused(place, {"method": "medusa"}) == expected
+    assert refused(place, MODEL | {"method": "medusa"}) == expected
 
 
 def test_an_empty_model_is_not_the_default_one(place: Place) -> None:
@@ -378,7 +381,12 @@ def test_a_named_profile_must_exist(place: Place) -> None:
         ("speculation:\n  method: draft\n  draft_tokens: 0\n", 3, "--speedbench-draft-tokens=0: give a whole number"),
         ("speculation: {method: draft, k: 3}\n", 1, "unknown key 'k' in speculation; choose from method, draft_model"),
         ("method: draft\n", 1, "unknown key 'method'"),
-        ("model: a\nengines:\n  vlm: {}\n", 3, "unknown key 'vlm' in engines; choose from llamacpp"),
+        ("model: a\nengines:\n  vlm: {}\n", 3, f"unknown key 'vlm' in engines; choose from {CHOICES}"),
+        ("model: a\nengines:\n  vllm:\n    tensor_parallel: 0\n", 4, "--speedbench-tensor-parallel=0: give a whole"),
+        ("model: a\nengines:\n  vllm:\n\n    model: ''\n", 5, "--speedbench-model is empty"),
+        ("engines:\n  vllm:\n    tokenizer: {a: 1}\n", 3, "--speedbench-tokenizer: give a single value or a flat"),
+        ("tensor_parallel: many\n", 1, "--speedbench-tensor-parallel=many: give a whole number of at least 1"),
+        ("model: a\nbase_url: http://127.0.0.1:8000\n", 2, "unknown key 'base_url'"),
         ("engines:\n  llamacpp: [a]\n", 2, "engines.llamacpp must be a mapping, but is a list"),
         ("seed: !!python/object:os.system 1\n", 1, "seed"),
     ],
@@ -388,6 +396,117 @@ def test_mistakes_in_a_profile_name_file_and_line(place: Place, text: str, line:
     where, _, rest = found.partition(": ")
     assert where == f"{place.root}/speedbench.yaml:{line}"
     assert rest.startswith(message)
+
+
+# The part of one engine
+
+PARTS = """\
+model: org/target
+tokenizer: org/tokenizer
+tensor_parallel: 2
+speculation: {method: ngram, draft_model: org/draft, draft_tokens: 3}
+engines:
+  llamacpp: {model: target.gguf, draft_model: draft.gguf, tensor_parallel: 1, threads: 4}
+  vllm: {tokenizer: org/other, args: [--max-num-seqs=8]}
+"""
+THREE = {"engine": "llamacpp,vllm,sglang"}
+
+
+def parts_of(settings: Settings) -> dict[str, tuple[str, str | None, str | None, int]]:
+    return {p.label: (p.model, p.tokenizer, p.speculation.draft_model, p.tensor_parallel) for p in settings.profiles}
+
+
+def test_the_part_of_an_engine_comes_before_the_rest_of_the_file(place: Place) -> None:
+    settings = place.build(THREE, profile=PARTS)
+    assert parts_of(settings) == {
+        "llamacpp": ("target.gguf", "org/tokenizer", "draft.gguf", 1),
+        "vllm": ("org/target", "org/other", "org/draft", 2),
+        "sglang": ("org/target", "org/tokenizer", "org/draft", 2),
+    }
+    # These are no options of the engine module.
+    assert [dict(profile.options) for profile in settings.profiles] == [
+        {"threads": 4},
+        {"args": ["--max-num-seqs=8"]},
+        {},
+    ]
+
+
+@pytest.mark.parametrize("how", ["typed", "environ", "ini"])
+def test_what_is_typed_holds_for_every_engine(place: Place, how: str) -> None:
+    values = {"model": "org/typed", "tokenizer": "org/typed", "draft_model": "org/typed", "tensor_parallel": "4"}
+    given: dict[str, Any] = {
+        "typed": {"typed": THREE | values},
+        "environ": {"typed": THREE, "environ": {f"SPEEDBENCH_{k.upper()}": v for k, v in values.items()}},
+        "ini": {"typed": THREE, "ini": values},
+    }[how]
+    settings = place.build(**given, profile=PARTS)
+    assert set(parts_of(settings).values()) == {("org/typed", "org/typed", "org/typed", 4)}
+
+
+def test_each_value_of_a_part_stands_alone(place: Place) -> None:
+    assert parts_of(place.build(THREE | {"model": "org/typed"}, profile=PARTS))["llamacpp"] == (
+        "org/typed",
+        "org/tokenizer",
+        "draft.gguf",
+        1,
+    )
+    # What a part leaves empty is not given.
+    empty = place.build(THREE, profile=PARTS.replace("target.gguf", "~"))
+    assert parts_of(empty)["llamacpp"] == ("org/target", "org/tokenizer", "draft.gguf", 1)
+
+
+def test_files_of_a_part_count_from_the_root(place: Place) -> None:
+    for folder in (place.root, place.here):
+        (folder / "target.gguf").touch()
+    (place.here / "draft.gguf").touch()
+    settings = place.build(THREE, profile=PARTS)
+    assert parts_of(settings)["llamacpp"][::2] == (str(place.root / "target.gguf"), "draft.gguf")
+
+
+def test_a_model_of_a_part_alone_is_a_model(place: Place) -> None:
+    part = "speculation: {method: none}\nengines: {llamacpp: {model: own.gguf}}\n"
+    settings = place.build(profile=part)
+    assert not settings.embedded
+    assert settings.profiles[0].model == "own.gguf"
+    assert settings.dataset == "nvidia/SPEED-Bench"
+    assert refused(place, {"engine": "llamacpp,vllm"}, profile=part) == (
+        "vllm: no model was given; give --speedbench-model, or `model:` in the profile file speedbench.yaml"
+    )
+    assert place.build(profile="engines: {llamacpp: {model: ~, threads: 2}}\n").embedded
+
+
+def test_a_drafter_of_a_part_is_a_drafter(place: Place) -> None:
+    profile = "model: org/m\nspeculation: {method: draft, draft_tokens: 2}\n"
+    assert "method draft needs a drafter" in refused(place, {"engine": "vllm"}, profile=profile)
+    settings = place.build({"engine": "vllm"}, profile=profile + "engines: {vllm: {draft_model: org/d}}\n")
+    assert settings.profiles[0].speculation == Speculation("draft", 2, "org/d")
+
+
+# A server that someone else runs
+
+
+@pytest.mark.parametrize("how", ["typed", "environ", "ini"])
+def test_a_server_to_attach_to(place: Place, how: str) -> None:
+    url = "http://127.0.0.1:8000/"
+    given: dict[str, Any] = {
+        "typed": {"typed": MODEL | {"base_url": url}},
+        "environ": {"typed": MODEL, "environ": {"SPEEDBENCH_BASE_URL": url}},
+        "ini": {"typed": MODEL, "ini": {"base_url": url}},
+    }[how]
+    (profile,) = place.build(**given).profiles
+    assert profile.base_url == "http://127.0.0.1:8000"
+
+
+def test_one_server_is_not_two_engines(place: Place) -> None:
+    typed = MODEL | {"base_url": "http://127.0.0.1:8000", "engine": "llamacpp,vllm"}
+    assert refused(place, typed) == "--speedbench-base-url is one server, but 2 engines are named; name one"
+    assert place.build(typed | {"engine": "vllm"}).profiles[0].base_url == "http://127.0.0.1:8000"
+
+
+def test_the_quick_start_does_not_know_what_another_server_runs(place: Place) -> None:
+    assert refused(place, {"base_url": "http://127.0.0.1:8000"}) == (
+        "llamacpp: no model was given; give --speedbench-model, or `model:` in the profile file speedbench.yaml"
+    )
 
 
 def test_a_mistake_below_the_winner_is_a_mistake_in_the_file(place: Place) -> None:
