@@ -81,7 +81,8 @@ def _absolute(program: str) -> str:
 def package_version(python: str, packages: Sequence[str], env: Mapping[str, str]) -> str | None:
     """Version of the first of ``packages`` that ``python`` has, looked up without importing it.
 
-    ``env`` is what the profile adds to the environment: a PYTHONPATH may lead to the engine. Raises ConfigError when ``python`` cannot be run.
+    ``env`` is what the profile adds to the environment: a PYTHONPATH may lead to the engine. Raises
+    ConfigError when ``python`` cannot be run.
     """
     try:
         done = subprocess.run(

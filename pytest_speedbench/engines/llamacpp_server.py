@@ -17,7 +17,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-
 DRAFTERS = {
     "draft": "DRAFT_SIMPLE",
     "eagle3": "DRAFT_EAGLE3",

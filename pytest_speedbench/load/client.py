@@ -7,7 +7,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import aiohttp
 import httpx
+from httpx_aiohttp import AiohttpTransport
 
 from pytest_speedbench.engines.base import Engine, TurnRequest
 from pytest_speedbench.errors import EngineError, RequestError
@@ -73,11 +75,11 @@ class StreamingClient:
         self._engine = engine
         self._clock = clock
         # No deadline per read: a long prefill is silent. The driver has a deadline per turn.
-        # A connection per turn: servers close it after a stream, and a reused one would fail the next send.
         self._http = httpx.AsyncClient(
             base_url=base_url,
             timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=0),
+            # aiohttp parses HTTP in C: an event costs half of what it costs with httpx's own transport.
+            transport=AiohttpTransport(client=lambda: _session(concurrency)),
             # The engine is on this machine: no proxy of the environment, and nothing to compress.
             trust_env=False,
             headers={"accept-encoding": "identity"},
@@ -97,8 +99,8 @@ class StreamingClient:
             raise RequestError("deadline", f"not finished after {deadline_s:.0f} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise RequestError("connection_refused", str(error) or type(error).__name__) from error
-        except httpx.HTTPError as error:
-            raise RequestError("stream_cut", str(error) or type(error).__name__) from error
+        except (httpx.HTTPError, aiohttp.ClientError) as error:
+            raise RequestError("stream_cut", f"the connection broke off ({error or type(error).__name__})") from error
 
     async def _turn(self, request: TurnRequest) -> Turn:
         decoder, events = self._engine.decoder(request), EventParser()
@@ -115,6 +117,12 @@ class StreamingClient:
                         decoder.event(data, at_ns)
         with _readable(b"the closing event"):
             return decoder.finish(start_ns)
+
+
+def _session(concurrency: int) -> aiohttp.ClientSession:
+    """A connection per turn: servers close it after a stream, and a reused one would fail the next send."""
+    connector = aiohttp.TCPConnector(limit=concurrency, force_close=True)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
 
 @contextlib.contextmanager

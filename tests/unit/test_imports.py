@@ -41,6 +41,8 @@ FREE = ("custom", "outcomes", "collecting", "planning", "running", "judging", "o
 
 ALLOWED = {
     "httpx": ("load/client.py",),
+    "aiohttp": ("load/client.py",),
+    "httpx_aiohttp": ("load/client.py",),
     "prometheus_client": ("engines/prometheus.py",),
     "psutil": ("engines/leases.py", "engines/process.py"),
     "pynvml": ("engines/gpus.py",),
@@ -133,6 +135,7 @@ def test_the_server_script_needs_nothing_but_its_engine() -> None:
 
 
 HEAVY = (
+    "aiohttp",
     "httpx",
     "numpy",
     "yaml",
