@@ -118,6 +118,7 @@ def _gates(
                 prompts=labels.prompts_sha256,
             ),
             metric,
+            cell,
         )
         for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
         for metric in (metrics.get(each.limit.measured_as),)
@@ -139,7 +140,7 @@ def _gates(
     ]
 
 
-def _in_doubt(gate: GateResult, metric: Metric | None) -> GateResult:
+def _in_doubt(gate: GateResult, metric: Metric | None, cell: Cell) -> GateResult:
     """The gate, or INVALID where the engine does not tell enough for it.
 
     A floor is compared with the lower end of what the acceptance length can be. A bracket wider than
@@ -155,7 +156,8 @@ def _in_doubt(gate: GateResult, metric: Metric | None) -> GateResult:
     if metric is None or metric.bracket is None:
         return gate
     low, high = metric.bracket
-    width, margin = (high - low) / low, gate.margin or METRICS[gate.metric].margin
+    spec = METRICS[gate.metric]
+    width, margin = (high - low) / low, gate.margin or (spec.overall_margin if cell.is_overall else spec.margin)
     if width <= margin and not gate.ceiling:
         return gate
     return replace(

@@ -48,6 +48,15 @@ def find(
     ``packages`` are distributions that may hold it, ``module`` the words after ``python`` that run it.
     Raises ConfigError that says how to point to another.
     """
+    try:
+        return _find(options, engine, packages, executable, module)
+    except ConfigError as error:
+        raise error if str(error).startswith(f"{engine}: ") else ConfigError(f"{engine}: {error}") from error
+
+
+def _find(
+    options: Mapping[str, Any], engine: str, packages: Sequence[str], executable: str, module: Sequence[str]
+) -> Installed:
     env = environment(options)
     python = options.get("python")
     if python is not None:

@@ -316,6 +316,8 @@ def drafted_acceptance_length(counters: Counters, turns: Sequence[Turn] = ()) ->
 
 def acceptance_rate(turns: Sequence[Turn]) -> float | None:
     """ΣA / ΣD, accepted over drafted tokens; None where nothing was drafted or it is not counted per turn."""
+    if any(turn.steps is None for turn in turns):
+        return None
     accepted, drafted = _sum(s.accepted for s in _steps(turns)), _sum(s.drafted for s in _steps(turns))
     return None if accepted is None or drafted is None else _ratio(accepted, drafted)
 

@@ -222,8 +222,8 @@ def _faults(turn: Turn, longest: int) -> Iterator[str]:
     if steps is None:
         return
     if steps.cut is None or steps.accepted is None:
-        # Only that the last step ended with the output is known: the identity holds for some cut from 0 to k.
-        if not 0 <= steps.count - (tokens - 1) + (longest - 1) * steps.count <= (longest - 1) * (steps.count + 1):
+        # Every step gave at least a token of the output, also one that was cut.
+        if not steps.count <= tokens - 1 <= longest * steps.count:
             yield f"{tokens} output tokens cannot come from {steps.count} steps of 1 to {longest} tokens"
         return
     if tokens - 1 + steps.cut != steps.accepted + steps.count:

@@ -174,7 +174,7 @@ class Window:
 
     ``planned`` holds (question_id, number of turns) of every conversation that was to be measured.
     ``steady_ns`` is the span in which the asked concurrency was held, None if it never was.
-    ``steps`` is None where every turn has its own.
+    ``steps`` is what ``measure.steps.settle`` made of it, None for a window of turns that have their own.
     """
 
     cell: Cell

@@ -136,6 +136,20 @@ def test_replies_that_end_by_themselves(engines: Engines, run: Callable[[str], R
         assert steps == expected
 
 
+REPEATING = ("Repeat five times: the quick brown fox.", "Count from one to thirty in words, twice.")
+
+
+@pytest.mark.parametrize("method", ["ngram_map_k", "ngram_map_k4v", "ngram_mod"])
+def test_the_other_kinds_of_ngrams(model: Path, tmp_path: Path, method: str) -> None:
+    with serving(tmp_path, "engines: {llamacpp: {threads: 1}}\n", method=method, draft_tokens="6") as engine:
+        before = decodes(engine)
+        window = measure(engine, REPEATING, osl_cap=64, ignore_eos=True)
+        check(engine, window)
+        assert known(window.counters.accepted) > 0
+        assert engine.prepared.engine.remembers == (method == "ngram_mod")
+        assert sum(steps_of(turn).count for turn in window.turns) < decodes(engine) - before
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_conversations_of_several_turns_at_concurrency_2(engines: Engines, method: str) -> None:
     engine = engines(method)

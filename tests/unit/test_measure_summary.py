@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_speedbench.measure.metrics import METRICS, Metric
-from pytest_speedbench.measure.samples import Counters, StepTotal, Turn
+from pytest_speedbench.measure.samples import Counters, StepTotal, Told, Turn
 from pytest_speedbench.measure.statistics import bootstrap_mean, bootstrap_ratio, seed_of
 from pytest_speedbench.measure.summary import summarise, summarise_overall
 from tests.unit.test_measure_samples import MS, counters_of, known, plain, steps_of, turn, window
@@ -20,6 +20,16 @@ TURNS = (
     turn("a", [2], index=1, start_ms=200, finish="length"),  # N 3, S 1, A 1, D 3; to 310 ms
     turn("b", [1, 1, 1], start_ms=50),  # N 4, S 3, A 0, D 9; to 180 ms
 )
+
+
+def test_drafted_length_from_what_turns_tell_where_the_server_counts_no_accepted_drafts() -> None:
+    # As SGLang: 10 accepted drafts in 4 steps that drafted, and 0 in 3.
+    told = [Told(drafts=n, accepted=a) for n, a in ((3, 9), (1, 1), (3, 0))]
+    turns = tuple(replace(t, told=said) for t, said in zip(TURNS, told, strict=True))
+    metrics, _ = summarise(window(turns, counters=Counters(drafts=7)), seed_parts=("cell",))
+    assert metrics["drafted_acceptance_length"].value == 1 + 10 / 7
+    metrics, _ = summarise(window(TURNS, counters=Counters(drafts=7)), seed_parts=("cell",))
+    assert "drafted_acceptance_length" not in metrics
 
 
 def test_every_metric_by_hand() -> None:

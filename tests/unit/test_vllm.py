@@ -286,7 +286,7 @@ def test_check_names_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     problems = problems_of(engine_of(python=str(tmp_path / "gone"), colour="red", port="x"))
     assert problems[0] == f"vllm has no option colour; it has {', '.join(OPTIONS)}"
     assert problems[1] == "vllm: option port must be a whole number from 1 to 65535, but is 'x'"
-    assert problems[2].startswith(f"cannot run the Python of the profile, {tmp_path / 'gone'}")
+    assert problems[2].startswith(f"vllm: cannot run the Python of the profile, {tmp_path / 'gone'}")
     assert len(problems) == 3
 
 
