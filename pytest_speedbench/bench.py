@@ -7,7 +7,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,6 +44,8 @@ class EngineSlot:
     gpus: tuple[Gpu, ...] = ()
     broken: Reason | None = None
     told: bool = False
+    seen: set[str] = field(default_factory=set)
+    """Ids of the prompts that it has answered."""
 
     def why_broken(self) -> Reason:
         """The reason in full the first time, one line after that."""
@@ -96,7 +98,7 @@ class Bench:
             try:
                 prepared, cells = self._prepare(profile), self._planned(profile)
                 self._capacity(prepared, cells)
-                self._refuse_repeats(prepared, cells)
+                self._refuse_remembered(prepared, cells)
             except ConfigError as error:
                 problems += str(error).splitlines()
         if problems:
@@ -167,7 +169,12 @@ class Bench:
             return self._overall(slot, planned, labels, judged=judged)
         if slot.broken is not None or slot.running is None:
             return invalid(cell, slot.why_broken(), labels)
-        conversations = slot.running.prepared.conversations(self.plan.rows(cell))
+        rows = self.plan.rows(cell)
+        reason = self._remembered(slot.running.prepared, cell, slot.seen)
+        if reason is not None:
+            return invalid(cell, reason, labels)
+        slot.seen |= {row.question_id for row in rows}
+        conversations = slot.running.prepared.conversations(rows)
         began = time.monotonic()
         try:
             window = slot.running.measure(
@@ -180,6 +187,7 @@ class Bench:
         except EngineError as error:
             return invalid(cell, self._lost(slot, slot.running, error), labels)
         self._open_log().append(profile.label, window)
+        self.notes += [f"{profile.label}: {note}" for note in slot.running.take_notes()]
         labels = replace(
             labels,
             steps_source=window.steps.source if window.steps is not None else "",
@@ -249,9 +257,11 @@ class Bench:
     def _everything(self, profile: Profile) -> list[Cell]:
         """All cells of the dataset at their first concurrency, for user's tests that ask for cells of their own."""
         settings = self.plan.settings
+        axes = settings.axes
         return [
-            replace(p, concurrency=max(settings.axes.concurrencies or settings.default_concurrency[p.split][:1]))
+            replace(p, concurrency=max(axes.concurrencies or settings.default_concurrency[p.split][:1]))
             for p in self.plan.dataset.points()
+            if axes.takes(p)
         ]
 
     def _capacity(self, prepared: Prepared, cells: Sequence[Cell]) -> Capacity:
@@ -264,17 +274,34 @@ class Bench:
             osl_cap=self.plan.settings.sampling.osl_cap,
         )
 
-    def _refuse_repeats(self, prepared: Prepared, cells: Sequence[Cell]) -> None:
-        """A drafter that learns from what was generated would know a repeated prompt's answer."""
+    def _refuse_remembered(self, prepared: Prepared, cells: Sequence[Cell]) -> None:
+        """Raise ConfigError for planned cells whose drafts would come from answers to the same prompts."""
+        seen: set[str] = set()
+        for cell in cells:
+            reason = self._remembered(prepared, cell, seen)
+            if reason is not None:
+                raise ConfigError(f"{prepared.profile.label}: {reason.message}")
+            seen |= {row.question_id for row in self.plan.rows(cell)}
+
+    def _remembered(self, prepared: Prepared, cell: Cell, seen: Collection[str]) -> Reason | None:
+        """Why a drafter that learns from what was generated would know this cell's answers, None if it does not.
+
+        ``seen`` are prompts that the engine has answered since it was started.
+        """
         if not prepared.engine.remembers:
-            return
-        repeated = [cell.id(with_concurrency=True) for cell in cells if self.plan.repeats(cell) > 1]
-        if repeated:
-            raise ConfigError(
-                f"{prepared.profile.label}: method {prepared.profile.speculation.method} drafts from what it has "
-                f"generated before, so prompts cannot be repeated to fill {', '.join(repeated[:3])}"
-                f"{' …' if len(repeated) > 3 else ''}; lower the concurrency, or give more prompts"
-            )
+            return None
+        method = prepared.profile.speculation.method
+        forgets = prepared.engine.flush_path is not None
+        why = None
+        if self.plan.repeats(cell) > 1:
+            why = f"prompts cannot be repeated to fill {cell.id(with_concurrency=True)}; lower the concurrency"
+        elif not forgets and prepared.profile.base_url is not None:
+            why = "a server that was running before may have answered these prompts already; start one"
+        elif not forgets and any(row.question_id in seen for row in self.plan.rows(cell)):
+            why = f"the prompts of {cell.id(with_concurrency=True)} cannot be measured twice; name one concurrency"
+        if why is None:
+            return None
+        return Reason("prompts_remembered", f"method {method} drafts from what it has generated before, so {why}")
 
     def _note_started(self, profile: Profile, running: RunningEngine, gpus: Sequence[Gpu]) -> None:
         if profile.base_url is not None:
@@ -287,9 +314,8 @@ class Bench:
             version=running.description.version,
             resolved={
                 **dataclasses.asdict(self.plan.settings.sampling),
+                **({} if profile.base_url is not None else dataclasses.asdict(running.capacity)),
                 **running.description.resolved,
-                "max_batch_size": running.capacity.max_batch_size,
-                "max_model_len": running.capacity.max_model_len,
                 "chat_template_and_tokenizer_sha256": running.prepared.tokenizer.sha256,
                 "machine": platform.machine(),
             },

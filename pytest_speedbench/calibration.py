@@ -136,6 +136,10 @@ class _Gate:
         prompts = {result.prompts_sha256 for result in results}
         if len(prompts) > 1:
             raise ConfigError(f"the runs measured different prompts in {cell.id(with_concurrency=True)}")
+        if any(_METRIC not in result.metrics for result in results):
+            raise ConfigError(
+                f"{cell.id(with_concurrency=True)} has no {_METRIC}: the engine did not tell decode steps per request"
+            )
         rates = zip(*(draft_positions(result) for result in results), strict=False)
         return cls(
             cell=cell,

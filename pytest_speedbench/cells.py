@@ -96,6 +96,16 @@ class Axes:
         """Whether any axis other than concurrency was given."""
         return bool(self.splits or self.categories or self.isls or self.difficulties)
 
+    def takes(self, point: Cell) -> bool:
+        """Whether ``point``, whatever its concurrency, lies on the axes that were asked for."""
+        named: list[tuple[tuple[str, ...], str | None]] = [
+            (self.splits, point.split),
+            (self.categories, point.category),
+            (self.isls, point.isl),
+            (self.difficulties, point.difficulty),
+        ]
+        return all(not asked or value is None or value in asked for asked, value in named)
+
 
 DEFAULT_CONCURRENCY = {
     "qualitative": (32,),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Speculation
-from pytest_speedbench.gates.limits import ThresholdsFile
+from pytest_speedbench.gates.limits import Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts
 from pytest_speedbench.gates.selection import assigned
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
@@ -61,7 +61,7 @@ def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
         return _result(window.cell, [window], {}, None, reasons, (), rules, labels)
     metrics, acceptance = summarise(window, seed_parts=(labels.item_id,))
     gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
-    gate_reasons += _saturated([window], gates)
+    gate_reasons += _saturated([window], gates) + _not_held([window], gates)
     return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
 
 
@@ -78,7 +78,7 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
         return _result(cell, windows, {}, None, [reason], (), rules, labels)
     metrics, acceptance = summarise_overall(windows, seed_parts=(labels.item_id,))
     gates, reasons = _gates(cell, metrics, rules, labels)
-    reasons += _saturated(windows, gates)
+    reasons += _saturated(windows, gates) + _not_held(windows, gates)
     return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
 
 
@@ -100,6 +100,21 @@ def _saturated(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[R
     return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
 
 
+def _not_held(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
+    """Fewer conversations than the concurrency say nothing of rates and latencies at it."""
+    if not any(METRICS[gate.metric].log_scale for gate in gates):
+        return []
+    short = [w for w in windows if w.cell.split == "qualitative" and len(w.planned) < w.cell.concurrency]
+    return [
+        Reason(
+            "concurrency_not_held",
+            f"{w.cell.name}: {len(w.planned)} conversations cannot hold a concurrency of {w.cell.concurrency}; gate "
+            "rates and latencies at a lower one, or give more prompts",
+        )
+        for w in short[:1]
+    ]
+
+
 def _gates(
     cell: Cell, metrics: Mapping[str, Metric], rules: Rules, labels: Labels
 ) -> tuple[tuple[GateResult, ...], list[Reason]]:
@@ -111,17 +126,17 @@ def _gates(
         _in_doubt(
             judge(
                 each.limit.metric,
-                metric.value if metric is not None else None,
+                metrics[each.limit.measured_as].value if each.limit.measured_as in metrics else None,
                 each.limit,
                 alpha=each.alpha,
                 beta=each.beta,
                 prompts=labels.prompts_sha256,
             ),
-            metric,
+            metrics,
+            each.limit,
             cell,
         )
         for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
-        for metric in (metrics.get(each.limit.measured_as),)
     )
     if not gates and rules.gate_required:
         wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
@@ -140,13 +155,14 @@ def _gates(
     ]
 
 
-def _in_doubt(gate: GateResult, metric: Metric | None, cell: Cell) -> GateResult:
+def _in_doubt(gate: GateResult, metrics: Mapping[str, Metric], limit: Limit, cell: Cell) -> GateResult:
     """The gate, or INVALID where the engine does not tell enough for it.
 
     A floor is compared with the lower end of what the acceptance length can be. A bracket wider than
     the margin decides nothing.
     """
-    if metric is None and gate.metric in _PER_REQUEST:
+    metric = metrics.get(limit.measured_as)
+    if metric is None and limit.measured_as in _PER_REQUEST and "acceptance_length" not in metrics:
         return replace(
             gate,
             reason="no_per_request_steps",
@@ -158,14 +174,15 @@ def _in_doubt(gate: GateResult, metric: Metric | None, cell: Cell) -> GateResult
     low, high = metric.bracket
     spec = METRICS[gate.metric]
     width, margin = (high - low) / low, gate.margin or (spec.overall_margin if cell.is_overall else spec.margin)
-    if width <= margin and not gate.ceiling:
+    missed_for_sure = gate.verdict is not Verdict.FAIL or high < gate.limit
+    if width <= margin and missed_for_sure and not gate.ceiling:
         return gate
     return replace(
         gate,
         verdict=Verdict.INVALID,
         reason="ambiguous_steps",
-        note=f"{gate.metric} lies between {low:.4f} and {high:.4f}, which is {width:.1%} apart (margin {margin:.1%}): "
-        "the server joined events and has no step counter",
+        note=f"{gate.metric} lies between {low:.4f} and {high:.4f}, which is {width:.1%} apart (margin {margin:.1%}, "
+        f"limit {gate.limit:.4g}): the server joined events and has no step counter",
     )
 
 
@@ -196,7 +213,7 @@ def _result(
         acceptance=acceptance,
         gates=gates,
         conversations=len({turn.question_id for turn in turns}),
-        conversations_planned=sum(len(window.planned) for window in windows),
+        conversations_planned=len({question_id for window in windows for question_id, _ in window.planned}),
         turns=len(turns),
         prompts_sha256=labels.prompts_sha256,
         steps_source=labels.steps_source,

@@ -28,6 +28,8 @@ def url(name: str, value: str) -> str:
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in address
     except ValueError:
         usable = False
+    if usable and parts.username is not None:
+        raise ConfigError(f"--speedbench-{name}: leave user and password out of the address")
     if not usable:
         raise ConfigError(f"--speedbench-{name}={value}: give an address such as http://127.0.0.1:8000")
     return address
@@ -152,6 +154,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("method", text, "how drafts are made: none, ngram, draft, … as the engine has it", metavar="METHOD"),
     Option("draft-tokens", whole(1), "draft tokens per step", metavar="K"),
     Option("tensor-parallel", whole(1), "GPUs that one replica is spread over", 1, metavar="N"),
+    Option("gpus", whole(1), "GPUs that one replica takes in all (default: tensor-parallel)", metavar="N"),
     Option(
         "base-url",
         url,

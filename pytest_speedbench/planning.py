@@ -57,8 +57,20 @@ class Plan:
         return rows if wanted is None else select(rows, wanted, seed=self.settings.seed)
 
     def repeats(self, cell: Cell) -> int:
-        """How often each prompt of the cell is sent: throughput cells need 4 × concurrency for a steady window."""
-        return 1 if cell.split != "throughput" else _repeats(len(self.rows(cell)), cell.concurrency)
+        """How often each prompt of the cell is sent: throughput cells need 4 × concurrency for a steady window.
+
+        Raises ConfigError where that is more often than a prompt may be repeated.
+        """
+        if cell.split != "throughput":
+            return 1
+        prompts = len(self.rows(cell))
+        times = _repeats(prompts, cell.concurrency)
+        if times > MAX_REPEATS:
+            raise ConfigError(
+                f"{cell.id(with_concurrency=True)} has {prompts} prompts, each of which would have to be sent {times} "
+                f"times for a steady window (at most {MAX_REPEATS}); lower the concurrency, or give more prompts"
+            )
+        return times
 
 
 def _repeats(prompts: int, concurrency: int) -> int:

@@ -95,8 +95,7 @@ class Prepared:
                 f"{', '.join(unknown[:3])}; the tokenizer {self.tokenizer.source} is not that of the model"
             )
         needs = {c.question_id: self.context_needed(c, osl_cap) for c in conversations}
-        limits = [n for n in (self.profile.max_model_len, self.tokenizer.max_context) if n is not None]
-        limit = min(limits, default=None)
+        limit = self.profile.max_model_len or self.tokenizer.max_context
         longest = max(needs.values(), default=osl_cap)
         if limit is not None and longest > limit:
             over = {name: need for name, need in needs.items() if need > limit}
@@ -140,8 +139,8 @@ class RunningEngine:
     description: Description
     start_s: float | None
     settings: Settings
-    warmups: list[warmup.Warmup] = field(default_factory=list)
-    _warmed: set[tuple[int, str | None]] = field(default_factory=set)
+    _notes: list[str] = field(default_factory=list)
+    _warmed: set[tuple[int, int]] = field(default_factory=set)
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def measure(
@@ -193,13 +192,14 @@ class RunningEngine:
         )
 
     def _warm(self, cell: Cell, conversations: Sequence[Conversation]) -> None:
-        """Traffic like the cell's until its pace is steady, once per concurrency and input length."""
-        key = (cell.concurrency, cell.isl)
+        """Traffic like the cell's until its pace is steady, once per concurrency and rough input length."""
+        length = int(statistics.median(len(c.first_ids) for c in conversations))
+        length = min(warmup.rough_length(length), self.capacity.max_model_len - warmup.OUTPUT_TOKENS - _WINDOW_SLACK)
+        key = (cell.concurrency, length)
         if key in self._warmed:
             return
+        self._warmed.add(key)
         sampling = Sampling(osl_cap=warmup.OUTPUT_TOKENS, ignore_eos=True)
-        length = int(statistics.median(len(c.first_ids) for c in conversations))
-        length = min(length, self.capacity.max_model_len - warmup.OUTPUT_TOKENS)
         done = warmup.Warmup(())
         while not done.over:
             requests = warmup.conversations(
@@ -208,11 +208,21 @@ class RunningEngine:
             began = time.monotonic()
             sent = self._send(requests, cell.concurrency, sampling, lambda *_: None)
             if sent.failures:
-                # The cell itself will say what is wrong.
+                failure = sent.failures[0]
+                self._notes.append(f"{cell.id(with_concurrency=True)} was not warmed up ({failure.message})")
                 return
             done = warmup.Warmup((*done.seconds, time.monotonic() - began))
-        self.warmups.append(done)
-        self._warmed.add(key)
+        if not done.steady:
+            rounds = ", ".join(f"{seconds:.2f}" for seconds in done.seconds[-4:])
+            self._notes.append(
+                f"{cell.id(with_concurrency=True)}: the pace was not steady after {len(done.seconds)} rounds of "
+                f"warm-up (the last took {rounds} s); its rates and times may be off"
+            )
+
+    def take_notes(self) -> list[str]:
+        """What the user should know of the measurements since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def _flush(self) -> None:
         path = self.prepared.engine.flush_path

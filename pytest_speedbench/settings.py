@@ -21,7 +21,7 @@ PROFILE_FILE = "speedbench.yaml"
 _PATHS = ("model", "tokenizer", "draft_model")
 _SPECULATION_KEYS = ("method", "draft_model", "draft_tokens")
 _OWN_KEYS = ("speculation", "engines", "max_model_len")
-_ENGINE_KEYS = ("model", "tokenizer", "draft_model", "tensor_parallel")
+_ENGINE_KEYS = ("model", "tokenizer", "draft_model", "tensor_parallel", "gpus")
 """Options that the part of one engine may set in place of the whole file: engines read other formats."""
 
 
@@ -224,6 +224,7 @@ def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile, defau
         ),
         max_model_len=file.max_model_len,
         tensor_parallel=value("tensor_parallel"),
+        gpus=value("gpus") or value("tensor_parallel"),
         base_url=value("base_url"),
         options=options,
     )

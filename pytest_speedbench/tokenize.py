@@ -83,10 +83,11 @@ def vocabulary(model: str) -> int | None:
     """Number of ids that the model in a folder knows, by its config.json; None where that cannot be read."""
     try:
         config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        text = config.get("text_config")
+        sizes = [place.get("vocab_size") for place in (config, text) if isinstance(place, dict)]
     except (OSError, ValueError, AttributeError):
         return None
-    return size if isinstance(size, int) else None
+    return next((size for size in sizes if type(size) is int), None)
 
 
 def _transformers() -> Any:

@@ -36,7 +36,7 @@ class Speculation:
 class Profile:
     """One way to launch one engine. ``label`` is what item ids show.
 
-    ``tensor_parallel`` is the number of GPUs that one replica is spread over. ``base_url`` is that of
+    ``gpus`` is the number of GPUs that one replica takes, at least ``tensor_parallel``. ``base_url`` is that of
     a server that someone else runs; nothing is launched then. ``options`` is the engine's own part of
     the profile file. Which keys it may have is the engine module's business.
     """
@@ -48,6 +48,7 @@ class Profile:
     tokenizer: str | None = None
     max_model_len: int | None = None
     tensor_parallel: int = 1
+    gpus: int = 1
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,10 +77,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the running server says of itself. ``resolved`` is JSON-serialisable."""
+    """What the running server says of itself.
+
+    ``resolved`` is JSON-serialisable. ``served`` are the names and paths that it has for its model,
+    ``max_batch_size`` is its own limit on requests at once; both may be unknown.
+    """
 
     version: str
     resolved: Mapping[str, Any]
+    served: tuple[str, ...] = ()
+    max_batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

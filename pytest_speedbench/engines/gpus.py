@@ -28,7 +28,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. ``index`` is NVML's, in the order of the bus, and may differ from CUDA's; ``uuid`` does not."""
+    """One GPU; ``memory_total_bytes`` is 0 where it does not tell.
+
+    ``index`` is NVML's, in the order of the bus, and may differ from CUDA's; ``uuid`` does not.
+    """
 
     index: int
     uuid: str
@@ -132,10 +135,12 @@ class Nvml:
 
 def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(
-        index, _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle)), memory.total, driver
-    )
+    try:
+        total = nvml.nvmlDeviceGetMemoryInfo(handle).total
+    except nvml.NVMLError_NotSupported:
+        # Parts that share their memory with the CPU have none of their own to tell of.
+        total = 0
+    return Gpu(index, _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle)), total, driver)
 
 
 def _text(value: str | bytes) -> str:

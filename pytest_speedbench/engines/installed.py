@@ -6,6 +6,8 @@ Engines live in environments of their own, and none is ever imported here.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,7 +68,7 @@ def _find(
                 f"{engine}: {python} has no package {packages[0]}; install it there, or point "
                 f"engines.{engine}.python of the profile to a Python that has it"
             )
-        return Installed((_absolute(str(python)), *module), _version(engine, found))
+        return Installed((absolute_program(str(python)), *module), _version(engine, found))
     named = str(options.get("executable", executable))
     path = shutil.which(named)
     if path is None:
@@ -79,10 +81,12 @@ def _find(
         )
     interpreter = interpreter_of(Path(path))
     found = None if interpreter is None else package_version(interpreter, packages, env)
-    return Installed((_absolute(path),), _version(engine, found if found is not None else _asked(engine, path, env)))
+    return Installed(
+        (absolute_program(path),), _version(engine, found if found is not None else _asked(engine, path, env))
+    )
 
 
-def _absolute(program: str) -> str:
+def absolute_program(program: str) -> str:
     """A path that does not depend on the folder: engines run in one of their own."""
     return str(Path(program).absolute()) if Path(program).exists() else program
 
@@ -95,7 +99,8 @@ def package_version(python: str, packages: Sequence[str], env: Mapping[str, str]
     """
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE, *packages],
+            [absolute_program(python), "-c", _PROBE, *packages],
+            cwd="/",  # Python looks for packages in the current folder too, and the engine runs in another
             check=False,
             capture_output=True,
             text=True,
@@ -114,17 +119,22 @@ def interpreter_of(script: Path) -> str | None:
     """The Python that a console script runs with, None for anything else."""
     try:
         with script.open("rb") as file:
-            first = file.readline(1024).decode("utf-8", "replace")
+            first, second = (file.readline(1024).decode("utf-8", "replace") for _ in range(2))
     except OSError:
         return None
     words = first.removeprefix("#!").split()
-    if not first.startswith("#!") or not words or "python" not in Path(words[0]).name:
+    if not first.startswith("#!") or not words:
         return None
-    return words[0]
+    if Path(words[0]).name == "env" and len(words) > 1:
+        words = [shutil.which(words[1]) or words[1]]
+    if Path(words[0]).name == "sh" and second.startswith("'''exec' "):
+        # What pip writes for a Python whose path is long or has blanks.
+        words = shlex.split(second.removeprefix("'''exec' "))[:1]
+    return words[0] if words and "python" in Path(words[0]).name else None
 
 
 def _asked(engine: str, executable: str, env: Mapping[str, str]) -> str:
-    """The last word that looks like a version in what ``--version`` prints."""
+    """The last word that looks like a version in what ``--version`` prints; warnings may stand beside it."""
     try:
         done = subprocess.run(
             [executable, "--version"],
@@ -136,9 +146,11 @@ def _asked(engine: str, executable: str, env: Mapping[str, str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{engine}: cannot run {executable}: {error}") from error
-    for word in reversed((done.stdout + " " + done.stderr).split()):
-        if word[:1].isdigit() or word[:2].lower() == "v0":
-            return word.removeprefix("v")
+    for output in (done.stdout, done.stderr):
+        words = (word.strip("(.,;)") for word in output.split())
+        found = [word.removeprefix("v") for word in words if re.fullmatch(r"v?\d+\.\d+[\w.+-]*", word)]
+        if found and not done.returncode:
+            return found[-1]
     raise ConfigError(
         f"{engine}: {executable} --version does not tell a version; give engines.{engine}.python, "
         "the Python that has it"

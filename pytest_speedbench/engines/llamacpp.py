@@ -27,7 +27,7 @@ from pytest_speedbench.engines.base import (
     StreamDecoder,
     TurnRequest,
 )
-from pytest_speedbench.engines.installed import package_version
+from pytest_speedbench.engines.installed import absolute_program, package_version
 from pytest_speedbench.engines.llamacpp_steps import Seen, Window, reconstruct
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
@@ -40,7 +40,7 @@ _NUMBERS = {"threads": 1024, "ngram_lookup": 1024}
 _EXACT_BELOW = 1e6
 _NEED_DRAFTER = ("eagle3", "dflash")
 """Beside draft; multi-token prediction and DSpark may live in the target's own file."""
-OPTIONS = ("python", "port", "threads", "ngram_lookup", "draft_cache_type", "params", "args", "env")
+OPTIONS = ("python", "port", "served_model", "threads", "ngram_lookup", "draft_cache_type", "params", "args", "env")
 
 
 class LlamaCpp:
@@ -60,7 +60,7 @@ class LlamaCpp:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._version = ""
-        self._python = str(profile.options.get("python", sys.executable))
+        self._python = absolute_program(str(profile.options.get("python", sys.executable)))
 
     @property
     def drafts_always(self) -> bool:
@@ -149,7 +149,9 @@ class LlamaCpp:
             "model_ftype": props.get("model_ftype"),
             "build_info": props.get("build_info"),
         }
-        return Description(version=self._version or str(props.get("build_info", "")), resolved=resolved)
+        served = tuple(str(props[key]) for key in ("model_alias", "model_path") if props.get(key))
+        version = self._version or str(props.get("build_info", ""))
+        return Description(version, resolved, served, props["total_slots"])
 
     def counters(self, fetch: Fetch) -> Counters:
         """Totals of ``/metrics``. Speculation series are absent until the first draft."""

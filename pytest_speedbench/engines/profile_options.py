@@ -8,6 +8,7 @@ from typing import Any
 _KINDS = {
     "python": (str, "a path"),
     "executable": (str, "a path"),
+    "served_model": (str, "a name"),
     "args": (list, "a list"),
     "env": (dict, "a mapping"),
     "params": (dict, "a mapping"),

@@ -35,10 +35,11 @@ from pytest_speedbench.engines.prometheus import totals
 from pytest_speedbench.engines.sglang_speculation import METHODS, field
 from pytest_speedbench.errors import ConfigError, EngineError, RequestError
 from pytest_speedbench.measure.samples import Counters, Turn
+from pytest_speedbench.tokenize import vocabulary
 
 OLDEST = Version("0.5.16")
 SERVED_NAME = "speedbench"
-OPTIONS = ("python", "executable", "port", "args", "env", "speculation")
+OPTIONS = ("python", "executable", "port", "args", "env", "speculation", "served_model")
 _MODULE = ("-m", "sglang.launch_server")
 _CONTEXT_RESERVE = 2
 """Tokens of its context that SGLang's scheduler keeps free, beside those of the verify window."""
@@ -214,7 +215,8 @@ class Sglang:
             **{name: info[name] for name in _RESOLVED if name in info},
             **settings,
         }
-        return Description(version=self._version, resolved=resolved)
+        served = (str(info["served_model_name"]), str(info["model_path"]))
+        return Description(self._version, resolved, served, info.get("max_running_requests"))
 
     def _unmeasurable(self, info: Mapping[str, Any]) -> str | None:
         if self._profile.base_url is None and info["served_model_name"] != SERVED_NAME:
@@ -370,6 +372,10 @@ class _Decoder:
         processed, cached = self._field(final, "prompt_tokens"), self._field(final, "cached_tokens")
         if processed != sent:
             raise RequestError("prompt_changed", f"{sent} prompt tokens were sent and {processed} were processed")
+        if final.get("num_retractions"):
+            raise RequestError(
+                "preempted", f"the server put the request back {final['num_retractions']} times for want of memory"
+            )
         if cached:
             raise RequestError("prefix_cache", f"{cached} of {sent} prompt tokens came from a cache that is to be off")
         kind = final["finish_reason"]["type"]
@@ -444,7 +450,9 @@ def _drafter_problems(profile: Profile) -> list[str]:
     if speculation.method != "draft":
         # Heads for a target may have a smaller vocabulary and a map; SGLang compares for plain models only.
         return []
-    target, drafter = (_vocabulary(model) for model in (profile.model, speculation.draft_model))
+    target, drafter = (
+        None if model is None else vocabulary(model) for model in (profile.model, speculation.draft_model)
+    )
     if target is None or drafter is None or target == drafter:
         return []
     return [
@@ -469,11 +477,6 @@ def _context(profile: Profile, capacity: Capacity, window: int) -> int:
     known = [limit for limit in limits if isinstance(limit, int)]
     wanted = capacity.max_model_len + window + _CONTEXT_RESERVE
     return max(capacity.max_model_len, min(wanted, *known)) if len(known) == len(limits) else capacity.max_model_len
-
-
-def _vocabulary(model: str) -> int | None:
-    size = _config(model).get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 def _config(model: str) -> dict[str, Any]:

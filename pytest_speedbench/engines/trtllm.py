@@ -34,7 +34,7 @@ from pytest_speedbench.engines.trtllm_stats import QUIET_READS, IterationLog
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.measure.samples import Counters
 
-OPTIONS = ("python", "executable", "port", "args", "env", "config", "speculation")
+OPTIONS = ("python", "executable", "port", "args", "env", "config", "speculation", "served_model")
 
 
 class TrtLlm:
@@ -150,7 +150,7 @@ class TrtLlm:
         resolved: dict[str, Any] = {"served_model": self._served}
         if self._profile.base_url is None:
             resolved["config"] = trtllm_config.config(self._profile, version, model_name)
-        return Description(version=text, resolved=resolved)
+        return Description(version=text, resolved=resolved, served=(self._served,))
 
     def counters(self, fetch: Fetch) -> Counters:
         """Totals over the iterations read so far, by this and by every earlier call.

@@ -38,7 +38,7 @@ PER_REQUEST_METRICS = Version("0.32")
 """The first version with ``--per-request-spec-decode-metrics``."""
 SERVED_NAME = "speedbench"
 """The model id of servers that are launched here, which no other server on the port would have."""
-OPTIONS = ("python", "executable", "port", "args", "env", "speculation")
+OPTIONS = ("python", "executable", "port", "args", "env", "speculation", "served_model")
 _USE_SPECULATION = "speculation of the profile and engines.vllm.speculation say how to speculate"
 _REFUSED = {
     "--model": "model of the profile says what is served",
@@ -85,7 +85,9 @@ class Vllm:
         self._profile = profile
         self._installed: installed.Installed | None = None
         self._version: Version | None = None
-        self._served = SERVED_NAME if profile.base_url is None else profile.model
+        self._served = SERVED_NAME
+        if profile.base_url is not None:
+            self._served = str(profile.options.get("served_model", profile.model))
 
     @property
     def drafts_always(self) -> bool:
@@ -215,7 +217,8 @@ class Vllm:
             "draft_tokens": len(positions),
             "speculative_config": self._launched_config(),
         }
-        return Description(version=text, resolved=resolved)
+        names = [str(one[key]) for one in cards for key in ("id", "root") if one.get(key)]
+        return Description(version=text, resolved=resolved, served=tuple(names))
 
     def _card(self, cards: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """The model to ask for: the one that was launched, or of a foreign server the profile's, else its first."""

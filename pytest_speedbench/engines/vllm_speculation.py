@@ -6,7 +6,6 @@ step is cut at EOS or the cap.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.engines.draft_window import flag_value
 from pytest_speedbench.errors import RequestError
 from pytest_speedbench.measure.samples import Told
+from pytest_speedbench.tokenize import vocabulary
 
 VLLM_METHOD = {
     "ngram": "ngram",
@@ -138,21 +138,6 @@ def _vocabularies(profile: Profile, drafter: str) -> list[str]:
         f"vllm: the target has a vocabulary of {sizes[0]} tokens and the draft model one of {sizes[1]}; "
         "a draft model must share the target's"
     ]
-
-
-def vocabulary(model: str) -> int | None:
-    """``vocab_size`` in the config.json of a local folder, None where there is none."""
-    try:
-        config = json.loads((Path(model) / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict):
-        return None
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, dict) else {}):
-        if type(place.get("vocab_size")) is int:
-            return int(place["vocab_size"])
-    return None
 
 
 # What a finished request says

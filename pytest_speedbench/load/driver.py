@@ -93,12 +93,12 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
                     tally.drained_ns = time.perf_counter_ns()
             progress(tally.done, total)
 
-    cpu_began, began = time.process_time(), time.perf_counter()
     lags: list[float] = []
     probe = asyncio.create_task(_probe_lag(lags))
     workers: list[asyncio.Task[None]] = []
     try:
         with _heap_at_rest():
+            cpu_began, began = time.process_time(), time.perf_counter()
             for _ in range(min(load.concurrency, total)):
                 workers.append(asyncio.create_task(worker()))
                 # One send at a time: otherwise the first events wait until the last request is out.
@@ -108,7 +108,8 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
         for task in [probe, *workers]:
             task.cancel()
         await asyncio.gather(probe, *workers, return_exceptions=True)
-    elapsed = time.perf_counter() - began
+    # A burst of a fraction of a second is no load.
+    elapsed = max(time.perf_counter() - began, 1.0)
     steady = (tally.full_ns, tally.drained_ns) if tally.full_ns and tally.drained_ns else None
     return Sent(
         turns=tuple(tally.turns),

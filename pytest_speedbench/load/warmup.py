@@ -8,6 +8,7 @@ its prompts.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,12 @@ from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.tokenize import ChatTokenizer
 
 OUTPUT_TOKENS = 16
-MIN_ROUNDS, MAX_ROUNDS = 2, 10
+MIN_ROUNDS, MAX_ROUNDS = 2, 8
 MAX_S = 120.0
-STEADY_RATIO = 1.15
+STEADY_RATIO = 1.25
 """Two rounds of equal work whose durations differ by no more than this factor are steady."""
 
+SHORTEST = 128
 _FILLER = " zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 
 
@@ -43,6 +45,11 @@ class Warmup:
         return self.steady or len(self.seconds) >= MAX_ROUNDS or sum(self.seconds) >= MAX_S
 
 
+def rough_length(tokens: int) -> int:
+    """The next power of two: engines compile kernels for sizes in such steps, not for each length."""
+    return max(SHORTEST, 1 << max(0, tokens - 1).bit_length())
+
+
 def conversations(tokenizer: ChatTokenizer, *, number: int, length: int, round_index: int) -> tuple[Conversation, ...]:
     """``number`` one-turn conversations of about ``length`` prompt tokens, other ones in every round."""
     filler = tokenizer.encode(_FILLER)
@@ -50,14 +57,12 @@ def conversations(tokenizer: ChatTokenizer, *, number: int, length: int, round_i
     for i in range(number):
         name = f"warm-up-{round_index}-{i}"
         ids = tokenizer.ids([{"role": "user", "content": f"Request {round_index}.{i}: go on counting."}])
-        made.append(
-            Conversation(name, "warm-up", (name,), _padded(ids, filler, length, start=round_index * number + i))
-        )
+        made.append(Conversation(name, "warm-up", (name,), _padded(ids, filler, length, seed=name)))
     return tuple(made)
 
 
-def _padded(ids: Sequence[int], filler: Sequence[int], length: int, *, start: int) -> tuple[int, ...]:
-    """``ids`` with filler in its middle, begun at another place for every prompt, so that none shares a prefix."""
+def _padded(ids: Sequence[int], filler: Sequence[int], length: int, *, seed: str) -> tuple[int, ...]:
+    """``ids`` with filler in its middle, in an order of its own for every prompt, so that none shares a long prefix."""
     middle = len(ids) // 2
-    extra = (filler[(start + i) % len(filler)] for i in range(max(0, length - len(ids))))
+    extra = random.Random(seed).choices(filler, k=max(0, length - len(ids)))
     return (*ids[:middle], *extra, *ids[middle:])

@@ -270,17 +270,18 @@ def acceptance_length_pooled(turns: Sequence[Turn], steps: int | None = None) ->
 
     ``steps`` is S where it is known for the whole cell only; by default the turns' own add up.
     """
-    steps = _total_steps(turns) if steps is None else steps
+    steps = total_steps(turns) if steps is None else steps
     return None if steps is None else _ratio(sum(t.output_tokens for t in turns), steps + len(turns))
 
 
 def decode_acceptance_length(turns: Sequence[Turn], steps: int | None = None) -> float | None:
     """(ΣN - turns) / ΣS: without the prefill step and its token, the last step as cut. ``steps`` as above."""
-    steps = _total_steps(turns) if steps is None else steps
+    steps = total_steps(turns) if steps is None else steps
     return None if steps is None else _ratio(sum(t.output_tokens - 1 for t in turns), steps)
 
 
-def _total_steps(turns: Sequence[Turn]) -> int | None:
+def total_steps(turns: Sequence[Turn]) -> int | None:
+    """S over all turns, None where that of any is unknown."""
     return _sum(None if turn.steps is None else turn.steps.count for turn in turns)
 
 

@@ -12,6 +12,9 @@ from pytest_speedbench.measure.samples import Counters, StepTotal, Turn, Window
 from pytest_speedbench.measure.statistics import Interval, bootstrap_mean, bootstrap_ratio, seed_of
 from pytest_speedbench.measure.steps import step_total
 
+SEEN_SHARE = 0.99
+"""Step times are reported where at least this share of the steps was seen to arrive."""
+
 
 def summarise(window: Window, *, seed_parts: Sequence[str]) -> tuple[dict[str, Metric], Acceptance]:
     """The metrics of one window, in the order of ``METRICS``, and its acceptance.
@@ -68,7 +71,9 @@ def _values(turns: Sequence[Turn], counters: Counters) -> dict[str, float | None
     }
     for quantity, measure in latencies.items():
         seconds = measure(turns)
-        if seconds.size:
+        # What hides the arrival of steps is a stall: what is left would look better than it was.
+        hidden = quantity == "step" and seconds.size < SEEN_SHARE * (acc.total_steps(turns) or 0)
+        if seconds.size and not hidden:
             values[f"{quantity}_mean_s"] = timing.mean(seconds)
             for percent in (50, 95, 99):
                 values[f"{quantity}_p{percent}_s"] = timing.percentile(seconds, percent)

@@ -20,6 +20,8 @@ from tests.emulator.vllm import Vllm
 from tests.plugin import project as files
 
 DRAFT, TOKENS = 2, 12
+SERVED = {"vllm": "someone/model", "sglang": "speedbench", "trtllm": "target"}
+"""What each emulator calls its model, which the profile knows by the folder of its tokenizer."""
 ACCEPT = (2, 0, 1, 1)
 
 
@@ -68,6 +70,7 @@ def attached(tmp_path: Path, tokenizer: Path) -> Path:
         "model": "tokenizer",
         "speculation": {"method": "draft", "draft_tokens": DRAFT, "draft_model": "someone/drafter"},
         "max_model_len": 2048,
+        "engines": {engine: {"served_model": name} for engine, name in SERVED.items()},
     }
     (tmp_path / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
     return tmp_path
@@ -93,7 +96,11 @@ def test_cells_are_gated_on_a_server_of_someone_else(attached: Path, serve: Serv
 def test_a_llama_server_of_someone_else(attached: Path, serve: Serve) -> None:
     url = serve("llamacpp")
     result = files.run_pytest(
-        attached, "--speedbench-engine=llamacpp", f"--speedbench-base-url={url}", "--speedbench-tokenizer=tokenizer"
+        attached,
+        "--speedbench-engine=llamacpp",
+        f"--speedbench-base-url={url}",
+        "--speedbench-tokenizer=tokenizer",
+        "--speedbench-concurrency=4",
     )
     assert result.ret == pytest.ExitCode.OK, files.text(result)
     assert set(files.verdicts(attached).values()) == {"PASS"}
@@ -111,6 +118,26 @@ def test_a_server_that_speaks_another_protocol(attached: Path, serve: Serve, nam
     assert f"INVALID engine_start_failed: {named}: " in shown
     assert "Traceback" not in shown
     assert set(files.verdicts(attached).values()) == {"INVALID"}
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_a_server_of_another_model(attached: Path, serve: Serve, engine: str) -> None:
+    profile = json.loads((attached / "speedbench.yaml").read_text(encoding="utf-8"))
+    del profile["engines"]
+    (attached / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+    result = files.run_pytest(attached, f"--speedbench-engine={engine}", f"--speedbench-base-url={serve(engine)}")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    shown = files.text(result)
+    assert f"serves {SERVED[engine]}" in shown
+    assert f"give the right --speedbench-model, or engines.{engine}.served_model" in shown
+
+
+def test_more_conversations_than_the_server_takes(attached: Path) -> None:
+    app = SglangApp(lambda r, _: schedule(r), window=DRAFT + 1, vocabulary=50_000, info={"max_running_requests": 8})
+    with Server(app) as server:
+        result = files.run_pytest(attached, "--speedbench-engine=sglang", f"--speedbench-base-url={server.base_url}")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "the server takes 8 requests at once, and 32 are to be measured" in files.text(result)
 
 
 def test_nobody_at_the_address(attached: Path) -> None:

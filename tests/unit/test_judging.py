@@ -21,9 +21,9 @@ from pytest_speedbench.measure.samples import Client, Failure, StepTotal, Turn, 
 from pytest_speedbench.results import CellResult
 from tests.unit.test_measure_samples import counters_of, plain, turn, window
 
-CODING = Cell("qualitative", 8, category="coding")
-QA = Cell("qualitative", 8, category="qa")
-ALL = Cell("qualitative", 8, category=OVERALL)
+CODING = Cell("qualitative", 2, category="coding")
+QA = Cell("qualitative", 2, category="qa")
+ALL = Cell("qualitative", 2, category=OVERALL)
 MIXED = Cell("throughput", 8, isl="1k", difficulty="mixed")
 POINTS = (Cell("qualitative", 1, category="coding"), Cell("qualitative", 1, category="qa"))
 FACTS = Facts("llamacpp", "org/m", "draft", 3, None, "mini", engine_version="1.5")
@@ -55,7 +55,7 @@ def rules(*files: ThresholdsFile, measure_only: bool = False, others: tuple[str,
         others=others,
         facts=FACTS,
         points=POINTS,
-        default_concurrency={"qualitative": (8,), "throughput": (8,)},
+        default_concurrency={"qualitative": (2,), "throughput": (8,)},
         speculation=Speculation("draft", k) if k else Speculation(),
         measure_only=measure_only,
     )
@@ -139,7 +139,7 @@ def test_no_gate() -> None:
     assert result.reasons == (
         Reason(
             "no_gate",
-            "no thresholds file gates qualitative-coding-c8; add a limit, or use --speedbench-measure-only",
+            "no thresholds file gates qualitative-coding-c2; add a limit, or use --speedbench-measure-only",
         ),
     )
     # The measurement is there all the same.
@@ -155,7 +155,7 @@ def test_no_gate_names_the_near_misses() -> None:
     (reason,) = result.reasons
     assert reason.code == "no_gate"
     assert reason.message == (
-        "no thresholds file gates qualitative-coding-c8 (thresholds/b.yaml: engine_version: wanted '>=2', found '1.5' "
+        "no thresholds file gates qualitative-coding-c2 (thresholds/b.yaml: engine_version: wanted '>=2', found '1.5' "
         "| d.yaml: method: wanted 'ngram'); add a limit, or use --speedbench-measure-only"
     )
 
@@ -272,7 +272,8 @@ BOTTOM = 48 / 25
         (BOTTOM / 1.0081, Verdict.INCONCLUSIVE),
         # The upper end, 2, would pass.
         (BOTTOM / 0.9919, Verdict.INCONCLUSIVE),
-        (BOTTOM / 0.9916, Verdict.FAIL),
+        # Missed for sure only where the upper end misses too.
+        (2.0001, Verdict.FAIL),
     ],
 )
 def test_a_floor_is_compared_with_the_lower_end_of_a_narrow_bracket(value: float, verdict: Verdict) -> None:
@@ -297,9 +298,23 @@ def test_a_bracket_wider_than_the_margin_decides_nothing(margin: float | None, a
     assert (result.verdict, codes(result)) == (Verdict.INVALID, ["ambiguous_steps"])
     shown = METRICS["decode_acceptance_length"].margin if margin is None else margin
     assert result.reasons[0].message == (
-        f"decode_acceptance_length lies between 1.9200 and 2.0000, which is 4.2% apart (margin {shown:.1%}): "
-        "the server joined events and has no step counter (thresholds/a.yaml:4)"
+        f"decode_acceptance_length lies between 1.9200 and 2.0000, which is 4.2% apart (margin {shown:.1%}, "
+        f"limit {value:g}): the server joined events and has no step counter (thresholds/a.yaml:4)"
     )
+
+
+def test_a_floor_inside_a_bracket_is_not_missed_for_sure() -> None:
+    # The lower end would be FAIL from 1.936 on.
+    result = judged(limit(1.99, "decode_acceptance_length", margin=0.05), measured=stepless(low=24, high=25))
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["ambiguous_steps"])
+
+
+def test_fewer_conversations_than_the_concurrency_void_rates_and_times_alone() -> None:
+    measured = window(TURNS, cell=Cell("qualitative", 5, category="coding"))
+    result = judged(limit(1.0, "user_tps"), measured=measured)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["concurrency_not_held"])
+    assert result.reasons[0].message.startswith("coding: 4 conversations cannot hold a concurrency of 5")
+    assert judged(limit(1.8), measured=measured).verdict is Verdict.PASS
 
 
 def test_a_ceiling_cannot_be_compared_with_a_lower_end() -> None:

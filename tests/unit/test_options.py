@@ -30,7 +30,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         (" https://gpu.example/engine/ ", "https://gpu.example/engine"),
         ("http://[::1]:30000/", "http://[::1]:30000"),
-        ("http://user@host", "http://user@host"),
+        ("http://host", "http://host"),
     ],
 }
 NUMBERS = [("1", 1), ("22", 22), ("333", 333), ("4444", 4444)]
@@ -41,7 +41,15 @@ def values_of(option: Option) -> list[tuple[Any, Any]]:
     """Four raw values and their meanings; where there are fewer, they repeat."""
     if option.repeatable:
         return [([text], (text,)) for text in ("a=1", "b=2", "c=3", "d=4")]
-    numeric = option.name in ("draft-tokens", "tensor-parallel", "prompts", "osl", "turn-timeout", "start-timeout")
+    numeric = option.name in (
+        "draft-tokens",
+        "tensor-parallel",
+        "gpus",
+        "prompts",
+        "osl",
+        "turn-timeout",
+        "start-timeout",
+    )
     values: list[tuple[Any, Any]] = list(VALUES.get(option.name, NUMBERS if numeric else TEXTS))
     return (values * 4)[:4]
 

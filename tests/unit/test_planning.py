@@ -323,7 +323,11 @@ def test_prompts_are_repeated_as_often_as_a_steady_window_needs(place: Path) -> 
 
     # 20 prompts are 4 × 5.
     assert [repeats(n) for n in (1, 5, 6, 10, 11, 40)] == [1, 1, 2, 2, 3, MAX_REPEATS]
-    assert [repeats(5, prompts) for prompts in (1, 3, 7, 19, 20, 99)] == [20, 7, 3, 2, 1, 1]
+    assert [repeats(5, prompts) for prompts in (3, 7, 19, 20, 99)] == [7, 3, 2, 1, 1]
+    with pytest.raises(
+        ConfigError, match=r"1k-mixed-c5 has 1 prompts, each of which .* sent 20 times .* \(at most 8\)"
+    ):
+        repeats(5, 1)
     # Qualitative cells have no steady window to fill.
     for concurrency in (1, 512):
         assert plan.repeats(Cell("qualitative", concurrency, category="qa")) == 1

@@ -127,6 +127,9 @@ def schedules(draw: st.DrawFn, *, joined: bool = False) -> tuple[list[Schedule],
             accept = draw(st.lists(st.integers(0, k), min_size=1, max_size=5))
             miss = draw(st.integers(2, 4)) if method == "ngram" and draw(st.booleans()) else 0
             one = Schedule.of(tokens, draft=k, accept=accept, miss=miss, seed=seed, stopped=stopped)
+        if stopped:
+            # A token that stops is nowhere before the end.
+            one = replace(one, ids=(*one.ids[:-1], 2))
         if joined:
             joins = draw(st.sets(st.sampled_from(range(len(one.steps))))) if one.steps else set()
             one = replace(one, joins=frozenset(joins))
