@@ -305,7 +305,6 @@ def test_a_file_that_may_not_be_run_is_no_executable(path: Path) -> None:
         (b"#!/usr/bin/pythonw", "/usr/bin/pythonw"),
         (b"#!/bin/sh\n# python\n", None),
         (b"#!/opt/python/bin/sh\n", None),
-        (b"#!/usr/bin/env python3\n", shutil.which("python3")),
         (b"#!/usr/bin/env no-python-of-this-name\n", "no-python-of-this-name"),
         (b"#!/usr/bin/env bash\n", None),
         (b'#!/bin/sh\n\'\'\'exec\' "/opt/an env/bin/python3" "$0" "$@"\n', "/opt/an env/bin/python3"),
@@ -319,6 +318,11 @@ def test_a_file_that_may_not_be_run_is_no_executable(path: Path) -> None:
 def test_interpreter_of(tmp_path: Path, content: bytes, interpreter: str | None) -> None:
     (tmp_path / "script").write_bytes(content)
     assert interpreter_of(tmp_path / "script") == interpreter
+
+
+def test_interpreter_by_env_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "script").write_bytes(b"#!/usr/bin/env python3\n")
+    assert interpreter_of(tmp_path / "script") == shutil.which("python3")
 
 
 def test_interpreter_of_what_cannot_be_read(tmp_path: Path) -> None:
