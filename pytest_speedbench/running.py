@@ -49,7 +49,7 @@ class Prepared:
         """Check the engine and load the tokenizer. Raises ConfigError."""
         engine = registry.create(profile)
         engine.check()
-        port = engine.port()
+        port = profile.port
         if port is not None and profile.base_url is None:
             require_free(port)
         return cls(profile, engine, load_tokenizer(profile.tokenizer or engine.tokenizer_source()))

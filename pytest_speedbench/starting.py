@@ -147,7 +147,7 @@ def started(
         yield attached(prepared, capacity, settings, prepared.profile.base_url), ()
         return
     engine = prepared.engine
-    port = engine.port() or free_port()
+    port = prepared.profile.port or free_port()
     launch = engine.launch(capacity, port)
     environ = {**os.environ, **launch.env}
     devices = Devices.free(border, environ, prepared.profile.gpus)

@@ -52,6 +52,17 @@ class Profile:
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def port(self) -> int | None:
+        """The port that the profile fixes for the engine, None for any free one."""
+        port = self.options.get("port")
+        return None if port is None else int(port)
+
+
+def local_path(path: str) -> str:
+    """A file or folder made absolute, since engines run in a folder of their own; an id stays as it is."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
 
 def model_name(model: str) -> str:
     """What thresholds and artifacts call a model: an id as it is, a file or folder by its name."""
@@ -155,9 +166,6 @@ class Engine(Protocol):
 
     def tokenizer_source(self) -> str:
         """Where the tokenizer is when the profile names none."""
-
-    def port(self) -> int | None:
-        """The port that the profile fixes, None for any free one."""
 
     def launch(self, capacity: Capacity, port: int) -> Launch:
         """The process that serves the profile on 127.0.0.1:``port``."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from pytest_speedbench.engines.base import local_path
 from pytest_speedbench.engines.profile_options import environment
 from pytest_speedbench.errors import ConfigError
 
@@ -68,7 +69,7 @@ def _find(
                 f"{engine}: {python} has no package {packages[0]}; install it there, or point "
                 f"engines.{engine}.python of the profile to a Python that has it"
             )
-        return Installed((absolute_program(str(python)), *module), _version(engine, found))
+        return Installed((local_path(str(python)), *module), _version(engine, found))
     named = str(options.get("executable", executable))
     path = shutil.which(named)
     if path is None:
@@ -81,14 +82,7 @@ def _find(
         )
     interpreter = interpreter_of(Path(path))
     found = None if interpreter is None else package_version(interpreter, packages, env)
-    return Installed(
-        (absolute_program(path),), _version(engine, found if found is not None else _asked(engine, path, env))
-    )
-
-
-def absolute_program(program: str) -> str:
-    """A path that does not depend on the folder: engines run in one of their own."""
-    return str(Path(program).absolute()) if Path(program).exists() else program
+    return Installed((local_path(path),), _version(engine, found if found is not None else _asked(engine, path, env)))
 
 
 def package_version(python: str, packages: Sequence[str], env: Mapping[str, str]) -> str | None:
@@ -99,7 +93,7 @@ def package_version(python: str, packages: Sequence[str], env: Mapping[str, str]
     """
     try:
         done = subprocess.run(
-            [absolute_program(python), "-c", _PROBE, *packages],
+            [local_path(python), "-c", _PROBE, *packages],
             cwd="/",  # Python looks for packages in the current folder too, and the engine runs in another
             check=False,
             capture_output=True,

@@ -26,8 +26,10 @@ from pytest_speedbench.engines.base import (
     Speculation,
     StreamDecoder,
     TurnRequest,
+    local_path,
 )
-from pytest_speedbench.engines.installed import absolute_program, package_version
+from pytest_speedbench.engines.error_bodies import error_text
+from pytest_speedbench.engines.installed import package_version
 from pytest_speedbench.engines.llamacpp_steps import Seen, Window, reconstruct
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
@@ -60,7 +62,7 @@ class LlamaCpp:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._version = ""
-        self._python = absolute_program(str(profile.options.get("python", sys.executable)))
+        self._python = local_path(str(profile.options.get("python", sys.executable)))
 
     @property
     def drafts_always(self) -> bool:
@@ -93,11 +95,6 @@ class LlamaCpp:
     def tokenizer_source(self) -> str:
         """The model file itself."""
         return str(self._models()[0])
-
-    def port(self) -> int | None:
-        """``port`` of the profile."""
-        port = self._profile.options.get("port")
-        return None if port is None else int(port)
 
     def launch(self, capacity: Capacity, port: int) -> Launch:
         """Start ``llamacpp_server.py`` under the profile's Python."""
@@ -198,7 +195,7 @@ class LlamaCpp:
 
     def error_text(self, body: bytes) -> str:
         """``error.message`` of the JSON body, or the body itself."""
-        return _error_text(body)
+        return error_text(body)
 
 
 class _Decoder:
@@ -220,7 +217,7 @@ class _Decoder:
     def event(self, data: bytes, at_ns: int) -> None:
         payload = json.loads(data)
         if "error" in payload:
-            raise RequestError("error_event", _error_text(data))
+            raise RequestError("error_event", error_text(data))
         timings = payload.get("timings") or {}
         self._text.append(payload["content"])
         if payload["tokens"]:
@@ -284,13 +281,6 @@ class _Decoder:
             raise RequestError(
                 "prompt_changed", f"{sent} prompt tokens were sent and {timings['prompt_n']} were processed"
             )
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode("utf-8", "replace").strip()[:500]
 
 
 def _rounding(value: float) -> int:

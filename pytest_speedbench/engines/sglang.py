@@ -27,8 +27,10 @@ from pytest_speedbench.engines.base import (
     Profile,
     StreamDecoder,
     TurnRequest,
+    local_path,
     model_name,
 )
+from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.engines.installed import Installed, find, interpreter_of
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
@@ -159,22 +161,20 @@ class Sglang:
         """The model."""
         return self._profile.model
 
-    def port(self) -> int | None:
-        """``port`` of the profile."""
-        port = self._profile.options.get("port")
-        return None if port is None else int(port)
-
     def launch(self, capacity: Capacity, port: int) -> Launch:
         """``python -m sglang.launch_server`` with every flag that a measurement depends on."""
         profile = self._profile
         found = self._installed or _found(profile.options)
+        drafter = profile.speculation.draft_model
         chosen = speculating.settings(
-            profile.speculation, profile.options.get("speculation", {}), _located(profile.speculation.draft_model)
+            profile.speculation,
+            profile.options.get("speculation", {}),
+            None if drafter is None else local_path(drafter),
         )
-        tokenizer = _located(profile.tokenizer)
+        tokenizer = None if profile.tokenizer is None else local_path(profile.tokenizer)
         argv = [
             *found.command,
-            *("--model-path", _located(profile.model) or profile.model),
+            *("--model-path", local_path(profile.model)),
             *(() if tokenizer is None else ("--tokenizer-path", tokenizer)),
             *("--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)),
             *("--tp-size", str(profile.tensor_parallel)),
@@ -285,7 +285,7 @@ class Sglang:
 
     def error_text(self, body: bytes) -> str:
         """The message of the JSON body, or the body itself."""
-        return _error_text(body)
+        return error_text(body)
 
 
 class _Decoder:
@@ -307,7 +307,7 @@ class _Decoder:
             return
         payload = json.loads(data)
         if "error" in payload:
-            raise RequestError("error_event", _error_text(data))
+            raise RequestError("error_event", error_text(data))
         if self._final is not None:
             raise RequestError("bad_event", "an event came after the one that closed the turn")
         meta = payload["meta_info"]
@@ -393,18 +393,6 @@ class _Decoder:
         return field(meta, name, version=self._version)
 
 
-def _error_text(body: bytes) -> str:
-    """Routes differ: ``error.message``, ``message`` or ``detail``."""
-    shown = body.decode("utf-8", "replace").strip()[:_SHOWN_CHARACTERS]
-    try:
-        data = json.loads(body)
-        nested = data.get("error")
-        text = nested.get("message") if isinstance(nested, dict) else data.get("message", data.get("detail"))
-    except (ValueError, AttributeError):
-        return shown
-    return text if isinstance(text, str) else shown
-
-
 # Before the start
 
 
@@ -459,11 +447,6 @@ def _drafter_problems(profile: Profile) -> list[str]:
         f"sglang: the model has a vocabulary of {target} and the draft model one of {drafter}; "
         "method draft needs the same for both"
     ]
-
-
-def _located(model: str | None) -> str | None:
-    """An absolute path where there is such a folder, since the server runs in one of its own; else as it is."""
-    return str(Path(model).resolve()) if model is not None and Path(model).exists() else model
 
 
 def _context(profile: Profile, capacity: Capacity, window: int) -> int:

@@ -25,11 +25,13 @@ from pytest_speedbench.engines.base import (
     Profile,
     StreamDecoder,
     TurnRequest,
+    local_path,
     model_name,
 )
+from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.trtllm_checks import drafter_problems, refused, version_problems, version_range
-from pytest_speedbench.engines.trtllm_decoder import Decoder, Known, error_text
+from pytest_speedbench.engines.trtllm_decoder import Decoder, Known
 from pytest_speedbench.engines.trtllm_stats import QUIET_READS, IterationLog
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.measure.samples import Counters
@@ -93,11 +95,6 @@ class TrtLlm:
         """The model's own."""
         return self._profile.model
 
-    def port(self) -> int | None:
-        """``port`` of the profile."""
-        port = self._profile.options.get("port")
-        return None if port is None else int(port)
-
     def launch(self, capacity: Capacity, port: int) -> Launch:
         """``trtllm-serve`` with sizes on the command line and all else in the file.
 
@@ -105,11 +102,11 @@ class TrtLlm:
         """
         profile, found = self._profile, self._find()
         content = trtllm_config.launch_config(profile, found.version, capacity)
-        tokenizer = () if profile.tokenizer is None else ("--tokenizer", trtllm_config.local(profile.tokenizer))
+        tokenizer = () if profile.tokenizer is None else ("--tokenizer", local_path(profile.tokenizer))
         return Launch(
             argv=(
                 *found.command,
-                trtllm_config.local(profile.model),
+                local_path(profile.model),
                 *("--host", "127.0.0.1"),
                 *("--port", str(port)),
                 *("--backend", "pytorch"),

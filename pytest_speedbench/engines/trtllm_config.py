@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
-from pytest_speedbench.engines.base import Capacity, Profile
+from pytest_speedbench.engines.base import Capacity, Profile, local_path
 from pytest_speedbench.engines.draft_window import flag_value
 
 OLDEST = Version("1.2")
@@ -74,12 +73,7 @@ def config_flag(version: Version) -> str:
     return "--config" if version >= Version("1.3") else "--extra_llm_api_options"
 
 
-def local(path: str) -> str:
-    """A file or folder as an absolute path, since the server runs in a folder of its own; else unchanged."""
-    return str(Path(path).absolute()) if Path(path).exists() else path
-
-
-def config(profile: Profile, version: Version, path: Callable[[str], str] = local) -> dict[str, Any]:
+def config(profile: Profile, version: Version, path: Callable[[str], str] = local_path) -> dict[str, Any]:
     """The content of the file for ``version``: what measuring needs, under the profile's ``config``.
 
     ``path`` is how a drafter that is a folder is written.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_speedbench.engines.base import TurnRequest
+from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.errors import RequestError
 from pytest_speedbench.measure.samples import Told, Turn
 
@@ -157,13 +158,3 @@ class Decoder:
 
     def _missing(self, name: str) -> RequestError:
         return RequestError("missing_field", f"TensorRT-LLM {self._known.version} sends no {name}")
-
-
-def error_text(body: bytes) -> str:
-    """``{"error": "…"}``, ``{"object": "error", "message": "…"}`` or ``{"error": {"message": "…"}}``."""
-    try:
-        told = json.loads(body)
-        error = told.get("error", told)
-        return str(error if isinstance(error, str) else error["message"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return body.decode("utf-8", "replace").strip()[:_SHOWN]

@@ -26,8 +26,10 @@ from pytest_speedbench.engines.base import (
     Profile,
     StreamDecoder,
     TurnRequest,
+    local_path,
     model_name,
 )
+from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import samples, totals
 from pytest_speedbench.errors import ConfigError, EngineError, RequestError
@@ -132,17 +134,12 @@ class Vllm:
         """The model."""
         return self._profile.model
 
-    def port(self) -> int | None:
-        """``port`` of the profile."""
-        port = self._profile.options.get("port")
-        return None if port is None else int(port)
-
     def launch(self, capacity: Capacity, port: int) -> Launch:
         """``vllm serve`` with every flag that matters set; ``args`` of the profile come last."""
         profile = self._profile
         found = self._installed or self._find()
         program, *words = found.command
-        argv = [speculating.absolute(program), *words, "serve", speculating.absolute(profile.model)]
+        argv = [program, *words, "serve", local_path(profile.model)]
         argv += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME]
         argv += ["--max-num-seqs", str(capacity.max_batch_size), "--max-model-len", str(capacity.max_model_len)]
         argv += ["--tensor-parallel-size", str(profile.tensor_parallel), "--no-enable-prefix-caching"]
@@ -316,7 +313,7 @@ class Vllm:
 
     def error_text(self, body: bytes) -> str:
         """``error.message`` of the JSON body, or the body itself."""
-        return _error_text(body)
+        return error_text(body)
 
 
 class _Decoder:
@@ -342,7 +339,7 @@ class _Decoder:
             return
         payload = json.loads(data)
         if "error" in payload:
-            raise RequestError("error_event", _error_text(data))
+            raise RequestError("error_event", error_text(data))
         for choice in payload["choices"]:
             ids = choice.get("token_ids")
             if ids is None:
@@ -415,13 +412,6 @@ class _Decoder:
 
     def _missing(self, field: str) -> RequestError:
         return RequestError("missing_field", f"{self._engine} sent no {field}, which this plugin relies on")
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode("utf-8", "replace").strip()[:500]
 
 
 def _too_old(version: Version, who: str) -> list[str]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
-from pytest_speedbench.engines.base import Profile
+from pytest_speedbench.engines.base import (
+    Profile,
+    local_path,
+)
 from pytest_speedbench.engines.draft_window import flag_value
 from pytest_speedbench.errors import RequestError
 from pytest_speedbench.measure.samples import Told
@@ -59,7 +61,7 @@ def speculative_config(profile: Profile) -> dict[str, Any] | None:
         "num_speculative_tokens": flag_value("vllm", speculation.draft_tokens),
     }
     if speculation.draft_model is not None:
-        config["model"] = absolute(speculation.draft_model)
+        config["model"] = local_path(speculation.draft_model)
     if speculation.method == "pard":
         config["parallel_drafting"] = True
     if speculation.method in ("ngram", "ngram_gpu") and not {"prompt_lookup_min", "prompt_lookup_max"} & set(own):
@@ -69,12 +71,6 @@ def speculative_config(profile: Profile) -> dict[str, Any] | None:
         # What other requests generated must not help: it makes acceptance depend on the order of requests.
         config[_CACHED_REQUESTS] = 0
     return config | own
-
-
-def absolute(model: str) -> str:
-    """A local path made absolute; an id stays as it is."""
-    path = Path(model)
-    return str(path.absolute()) if path.exists() else model
 
 
 def drafts_always(profile: Profile) -> bool:

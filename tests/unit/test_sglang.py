@@ -349,8 +349,8 @@ def test_ngram_remembers_other_requests() -> None:
 
 
 def test_port_and_tokenizer() -> None:
-    assert Sglang(profile_of()).port() is None
-    assert Sglang(profile_of(port=8080)).port() == 8080
+    assert profile_of().port is None
+    assert profile_of(port=8080).port == 8080
     assert Sglang(profile_of()).tokenizer_source() == "org/model"
 
 
@@ -383,7 +383,7 @@ def test_sampling_is_spelled_out() -> None:
         (b'{"object":"error","message":"too long","code":400}', "too long"),
         (b'{"detail":"Not Found"}', "Not Found"),
         (b'{"detail":[{"loc":1}]}', '{"detail":[{"loc":1}]}'),
-        (b'{"error":"too long"}', '{"error":"too long"}'),
+        (b'{"error":"too long"}', "too long"),
         (b"[1]", "[1]"),
         (b"<html>Bad Gateway</html>\n", "<html>Bad Gateway</html>"),
         (b"\xff" * 3, "\ufffd" * 3),

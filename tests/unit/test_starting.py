@@ -78,9 +78,8 @@ class Tiny:
     flush_path: ClassVar[str | None] = None
     counters_poll_s: ClassVar[float | None] = None
 
-    def __init__(self, code: str = SERVER, *, port: int | None = None, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, code: str = SERVER, *, env: Mapping[str, str] | None = None) -> None:
         self._code = code
-        self._port = port
         self._env = env or {}
 
     @property
@@ -96,9 +95,6 @@ class Tiny:
 
     def tokenizer_source(self) -> str:
         raise NotImplementedError
-
-    def port(self) -> int | None:
-        return self._port
 
     def launch(self, capacity: Capacity, port: int) -> Launch:
         sizes = f"{capacity.max_batch_size} {capacity.max_model_len}"
@@ -215,9 +211,15 @@ def settings_of(folder: Path) -> Settings:
 
 
 def prepared_of(
-    engine: Tiny, *, gpus: int = 1, base_url: str | None = None, served_model: str | None = None
+    engine: Tiny,
+    *,
+    gpus: int = 1,
+    base_url: str | None = None,
+    served_model: str | None = None,
+    port: int | None = None,
 ) -> Prepared:
-    options = {} if served_model is None else {"served_model": served_model}
+    options: dict[str, Any] = {} if served_model is None else {"served_model": served_model}
+    options |= {} if port is None else {"port": port}
     profile = Profile("tiny", "tiny", "model", Speculation(), gpus=gpus, base_url=base_url, options=options)
     tokenizer = ChatTokenizer(SimpleNamespace(chat_template="none is asked"), source="nowhere", max_context=None)
     return Prepared(profile, engine, tokenizer)
@@ -225,12 +227,12 @@ def prepared_of(
 
 @contextmanager
 def running(
-    folder: Path, engine: Tiny, border: Driver = NO_GPUS, *, gpus: int = 1
+    folder: Path, engine: Tiny, border: Driver = NO_GPUS, *, gpus: int = 1, port: int | None = None
 ) -> Iterator[tuple[RunningEngine, tuple[Any, ...]]]:
     """An engine with its files in ``folder``/engine."""
     own = folder / "engine"
     own.mkdir()
-    prepared = prepared_of(engine, gpus=gpus)
+    prepared = prepared_of(engine, gpus=gpus, port=port)
     with started(prepared, CAPACITY, settings_of(folder), own, border) as found:
         yield found
 
@@ -444,7 +446,7 @@ def test_an_engine_on_the_cpu_beside_a_gpu(tmp_path: Path) -> None:
 
 def test_the_port_of_the_profile(tmp_path: Path) -> None:
     port = free_port()
-    with running(tmp_path, Tiny(port=port)) as (engine, _):
+    with running(tmp_path, Tiny(), port=port) as (engine, _):
         assert engine.base_url == f"http://127.0.0.1:{port}"
 
 
@@ -553,7 +555,7 @@ def test_another_server_on_the_port_of_the_profile(tmp_path: Path, state: Path, 
     with (
         pytest.raises(EngineStartError) as caught,
         # It lives and never listens, as an engine does that takes long to start.
-        running(tmp_path, Tiny(f"print('loading', flush=True); {ASLEEP}", port=port)),
+        running(tmp_path, Tiny(f"print('loading', flush=True); {ASLEEP}"), port=port),
     ):
         pass
     first, *log = str(caught.value).splitlines()

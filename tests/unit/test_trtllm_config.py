@@ -160,8 +160,8 @@ def test_the_server_gets_absolute_paths(python: Python, tmp_path: Path, monkeypa
 
 def test_port_and_tokenizer() -> None:
     engine = TrtLlm(profile_of("none", options={"port": 8000}))
-    assert (engine.port(), engine.tokenizer_source()) == (8000, "org/target")
-    assert TrtLlm(profile_of("none")).port() is None
+    assert (engine._profile.port, engine.tokenizer_source()) == (8000, "org/target")
+    assert profile_of("none").port is None
 
 
 def test_who_drafts_always_and_who_remembers() -> None:

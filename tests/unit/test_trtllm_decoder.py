@@ -225,7 +225,7 @@ def test_a_stop_that_was_to_be_ignored() -> None:
         (b'{"error":"field required"}', "field required"),
         (b'{"object":"error","message":"too long","type":"BadRequestError","code":400}', "too long"),
         (b'{"error":{"message":"gone","code":500}}', "gone"),
-        (b'{"detail":"Not Found"}', '{"detail":"Not Found"}'),
+        (b'{"detail":"Not Found"}', "Not Found"),
         (b"[1]", "[1]"),
         (b"<html>Bad Gateway</html>\n", "<html>Bad Gateway</html>"),
         (b"\xff" * 3, "\ufffd" * 3),

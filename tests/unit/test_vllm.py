@@ -178,8 +178,8 @@ def test_what_the_drafter_does(
 
 
 def test_port_and_tokenizer() -> None:
-    assert engine_of().port() is None
-    assert engine_of(port=8080).port() == 8080
+    assert engine_of()._profile.port is None
+    assert engine_of(port=8080)._profile.port == 8080
     assert engine_of().tokenizer_source() == "org/target"
 
 
@@ -521,7 +521,7 @@ def test_idle(running: int, waiting: int) -> None:
     ("body", "text"),
     [
         (b'{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}', "too long"),
-        (b'{"error":"too long"}', '{"error":"too long"}'),
+        (b'{"error":"too long"}', "too long"),
         (b"<html>Bad Gateway</html>\n", "<html>Bad Gateway</html>"),
         (b"x" * 900, "x" * 500),
     ],
