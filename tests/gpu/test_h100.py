@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ def write_project(folder: Path, engine: str, method: str) -> None:
 def test_every_cell_is_gated_and_passes(tmp_path: Path, engine: str, method: str) -> None:
     write_project(tmp_path, engine, method)
     own = (f"--speedbench-engine={engine}", f"--speedbench-profile={method}.yaml", "--speedbench-junit=junit.xml")
-    result = files.run_pytest(tmp_path, *own, timeout_s=TIMEOUT_S)
+    try:
+        result = files.run_pytest(tmp_path, *own, timeout_s=TIMEOUT_S)
+    except subprocess.TimeoutExpired as late:
+        # GPU time is dear: what was measured until then is worth keeping.
+        shown = late.stdout or b""
+        keep(tmp_path, f"{engine}-{method}", shown if isinstance(shown, str) else shown.decode("utf-8", "replace"))
+        raise
     keep(tmp_path, f"{engine}-{method}", files.text(result))
     assert result.ret == pytest.ExitCode.OK, files.text(result)[-6000:]
     data = files.artifact(tmp_path)
