@@ -61,7 +61,7 @@ def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
         return _result(window.cell, [window], {}, None, reasons, (), rules, labels)
     metrics, acceptance = summarise(window, seed_parts=(labels.item_id,))
     gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
-    gate_reasons += _saturated([window], gates) + _not_held([window], gates)
+    gate_reasons += _timing_problems([window], gates)
     return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
 
 
@@ -78,7 +78,7 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
         return _result(cell, windows, {}, None, [reason], (), rules, labels)
     metrics, acceptance = summarise_overall(windows, seed_parts=(labels.item_id,))
     gates, reasons = _gates(cell, metrics, rules, labels)
-    reasons += _saturated(windows, gates) + _not_held(windows, gates)
+    reasons += _timing_problems(windows, gates)
     return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
 
 
@@ -92,18 +92,21 @@ def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
     return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))
 
 
-def _saturated(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
-    """A client too slow to time anything matters only where a rate or a latency is gated."""
+def _timing_problems(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
+    """What only matters where a rate or a latency is gated."""
     if not any(METRICS[gate.metric].log_scale for gate in gates):
         return []
+    return _saturated(windows) + _not_held(windows)
+
+
+def _saturated(windows: Sequence[Window]) -> list[Reason]:
+    """A client too slow to time anything."""
     problems = {window.cell.name: client_problem(window.client) for window in windows}
     return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
 
 
-def _not_held(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
+def _not_held(windows: Sequence[Window]) -> list[Reason]:
     """Fewer conversations than the concurrency say nothing of rates and latencies at it."""
-    if not any(METRICS[gate.metric].log_scale for gate in gates):
-        return []
     short = [w for w in windows if w.cell.split == "qualitative" and len(w.planned) < w.cell.concurrency]
     return [
         Reason(

@@ -18,7 +18,6 @@ from pytest_speedbench.measure.samples import Told, Turn
 
 _WHOLE = 1e-6
 """How far a number of iterations may be off a whole one: the server rounds their mean to single precision."""
-_SHOWN = 500
 
 
 @dataclass(slots=True)

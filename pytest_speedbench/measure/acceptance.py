@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_speedbench.measure.samples import Counters, Steps, Told, Turn
+from pytest_speedbench.measure.samples import Counters, Steps, Told, Turn, known_steps, known_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +84,12 @@ def conversations(turns: Iterable[Turn]) -> tuple[Conversation, ...]:
             question_id=question_id,
             turns=len(group),
             tokens=sum(t.output_tokens for t in group),
-            steps=sum(s.count for s in _steps(group)),
-            accepted=_sum(s.accepted for s in _steps(group)),
-            drafted=_sum(s.drafted for s in _steps(group)),
+            steps=sum(s.count for s in known_steps(group)),
+            accepted=known_sum(s.accepted for s in known_steps(group)),
+            drafted=known_sum(s.drafted for s in known_steps(group)),
         )
         for (category, question_id), group in sorted(groups.items())
     )
-
-
-def _steps(turns: Iterable[Turn]) -> Iterator[Steps]:
-    return (turn.steps for turn in turns if turn.steps is not None)
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    """The sum, None where any part is unknown."""
-    total = 0
-    for number in numbers:
-        if number is None:
-            return None
-        total += number
-    return total
 
 
 # Lengths of steps
@@ -116,7 +102,7 @@ def histogram(turns: Iterable[Turn]) -> dict[int, int]:
     minus ``unresolved_steps(turns)``.
     """
     counts: Counter[int] = Counter()
-    for steps in _steps(turns):
+    for steps in known_steps(turns):
         counts[1] += 1
         if not steps.lengths:
             continue
@@ -138,7 +124,7 @@ def uncut_histogram(turns: Iterable[Turn]) -> dict[int, int]:
     is not known which length was the last.
     """
     counts: Counter[int] = Counter()
-    for steps in _steps(turns):
+    for steps in known_steps(turns):
         last = _last(steps)
         if steps.lengths and last is not None:
             counts.update(steps.lengths)
@@ -150,7 +136,7 @@ def unresolved_steps(turns: Iterable[Turn]) -> int:
     """Number of steps that are known to exist but whose own length, as cut, is not."""
     return sum(
         steps.count if steps.lengths and _last(steps) is None and steps.cut != 0 else steps.unresolved
-        for steps in _steps(turns)
+        for steps in known_steps(turns)
     )
 
 
@@ -282,7 +268,7 @@ def decode_acceptance_length(turns: Sequence[Turn], steps: int | None = None) ->
 
 def total_steps(turns: Sequence[Turn]) -> int | None:
     """S over all turns, None where that of any is unknown."""
-    return _sum(None if turn.steps is None else turn.steps.count for turn in turns)
+    return known_sum(None if turn.steps is None else turn.steps.count for turn in turns)
 
 
 def decode_acceptance_length_uncut(turns: Iterable[Turn]) -> float | None:
@@ -311,7 +297,7 @@ def drafted_acceptance_length(counters: Counters, turns: Sequence[Turn] = ()) ->
     accepted, drafts = counters.accepted, counters.drafts
     if accepted is None:
         told = [turn.told or Told() for turn in turns]
-        accepted, drafts = _sum(t.accepted for t in told), _sum(t.drafts for t in told)
+        accepted, drafts = known_sum(t.accepted for t in told), known_sum(t.drafts for t in told)
     return None if accepted is None or not drafts else 1 + accepted / drafts
 
 
@@ -319,7 +305,10 @@ def acceptance_rate(turns: Sequence[Turn]) -> float | None:
     """ΣA / ΣD, accepted over drafted tokens; None where nothing was drafted or it is not counted per turn."""
     if any(turn.steps is None for turn in turns):
         return None
-    accepted, drafted = _sum(s.accepted for s in _steps(turns)), _sum(s.drafted for s in _steps(turns))
+    accepted, drafted = (
+        known_sum(s.accepted for s in known_steps(turns)),
+        known_sum(s.drafted for s in known_steps(turns)),
+    )
     return None if accepted is None or drafted is None else _ratio(accepted, drafted)
 
 

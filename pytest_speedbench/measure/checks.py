@@ -15,7 +15,7 @@ from pytest_speedbench.measure.acceptance import (
     acceptance_length_pooled,
     decode_acceptance_length,
 )
-from pytest_speedbench.measure.samples import Client, Failure, Steps, Turn, Window
+from pytest_speedbench.measure.samples import Client, Failure, Turn, Window, known_steps, known_sum
 from pytest_speedbench.measure.steps import step_total
 
 MAX_CLIENT_LAG_S = 0.010
@@ -167,31 +167,20 @@ def _unplanned(window: Window) -> list[str]:
 
 def _mismatched_totals(window: Window) -> list[str]:
     counters, turns = window.counters, window.turns
-    steps = _steps(turns)
+    steps = known_steps(turns)
     own = len(steps) == len(turns)
     pairs = (
         ("output tokens", sum(t.output_tokens for t in turns), counters.output_tokens),
         ("prompt tokens", sum(t.prompt_tokens for t in turns), counters.prompt_tokens),
         ("decode steps", sum(s.count for s in steps) if own else None, counters.steps),
-        ("drafted tokens", _sum(s.drafted for s in steps) if own else None, counters.drafted),
-        ("accepted tokens", _sum(s.accepted for s in steps) if own else None, counters.accepted),
+        ("drafted tokens", known_sum(s.drafted for s in steps) if own else None, counters.drafted),
+        ("accepted tokens", known_sum(s.accepted for s in steps) if own else None, counters.accepted),
     )
     return [
         f"{what}: client {client}, server {server}"
         for what, client, server in pairs
         if server is not None and client is not None and abs(server - client) > counters.slack
     ]
-
-
-def _steps(turns: Sequence[Turn]) -> list[Steps]:
-    """The steps of the turns whose steps are known."""
-    return [t.steps for t in turns if t.steps is not None]
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    """The sum, None where any part is unknown."""
-    known = list(numbers)
-    return None if None in known else sum(number for number in known if number is not None)
 
 
 def _mismatched_turns(turns: Sequence[Turn]) -> list[str]:
@@ -315,7 +304,7 @@ def _no_speculation(window: Window) -> list[str]:
     drafted = _drafted(window)
     if (drafted if counters.drafted is None else counters.drafted) > 0 and counters.drafts != 0:
         return []
-    steps = sum(s.count for s in _steps(window.turns))
+    steps = sum(s.count for s in known_steps(window.turns))
     return [f"the profile asks for speculation, but nothing was drafted in {steps} decode steps"]
 
 
@@ -323,7 +312,7 @@ def _unexpected_speculation(window: Window) -> list[str]:
     counters = window.counters
     drafted = max(_drafted(window), counters.drafted or 0)
     told = (turn.told.accepted or 0 for turn in window.turns if turn.told is not None)
-    accepted = max(sum(s.accepted or 0 for s in _steps(window.turns)), sum(told), counters.accepted or 0)
+    accepted = max(sum(s.accepted or 0 for s in known_steps(window.turns)), sum(told), counters.accepted or 0)
     drafts = counters.drafts or 0
     if not (drafted or accepted or drafts):
         return []
@@ -332,7 +321,7 @@ def _unexpected_speculation(window: Window) -> list[str]:
 
 def _drafted(window: Window) -> int:
     """Draft tokens by the turns' own account."""
-    own = sum(s.drafted or 0 for s in _steps(window.turns))
+    own = sum(s.drafted or 0 for s in known_steps(window.turns))
     return max(own, sum(t.told.drafted or 0 for t in window.turns if t.told is not None))
 
 

@@ -91,6 +91,21 @@ class Turn:
     told: Told | None = None
 
 
+def known_steps(turns: Iterable[Turn]) -> list[Steps]:
+    """The steps of the turns whose steps are known."""
+    return [turn.steps for turn in turns if turn.steps is not None]
+
+
+def known_sum(numbers: Iterable[int | None]) -> int | None:
+    """The sum, None where any part is unknown."""
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A turn that was sent and did not finish, or could not be sent."""
