@@ -169,7 +169,7 @@ class RunningEngine:
                 f"with {self.capacity.max_model_len}; set max_model_len in the profile"
             )
         self.server.require_alive()
-        self._warm(cell, conversations)
+        self._warm(cell, conversations, streams=min(cell.concurrency, len(conversations) * repeats))
         self._flush()
         before = self._settled_counters()
         with self._counters_read():
@@ -191,11 +191,14 @@ class RunningEngine:
             steps=steps,
         )
 
-    def _warm(self, cell: Cell, conversations: Sequence[Conversation]) -> None:
-        """Traffic like the cell's until its pace is steady, once per concurrency and rough input length."""
+    def _warm(self, cell: Cell, conversations: Sequence[Conversation], *, streams: int) -> None:
+        """Traffic like the cell's until its pace is steady, once per number of streams and rough input length.
+
+        ``streams`` is how many the cell can have at once: a small one never reaches its concurrency.
+        """
         length = int(statistics.median(len(c.first_ids) for c in conversations))
         length = min(warmup.rough_length(length), self.capacity.max_model_len - warmup.OUTPUT_TOKENS - _WINDOW_SLACK)
-        key = (cell.concurrency, length)
+        key = (streams, length)
         if key in self._warmed:
             return
         self._warmed.add(key)
@@ -203,10 +206,10 @@ class RunningEngine:
         done = warmup.Warmup(())
         while not done.over:
             requests = warmup.conversations(
-                self.prepared.tokenizer, number=cell.concurrency, length=length, round_index=len(done.seconds)
+                self.prepared.tokenizer, number=streams, length=length, round_index=len(done.seconds)
             )
             began = time.monotonic()
-            sent = self._send(requests, cell.concurrency, sampling, lambda *_: None)
+            sent = self._send(requests, streams, sampling, lambda *_: None)
             if sent.failures:
                 failure = sent.failures[0]
                 self._notes.append(f"{cell.id(with_concurrency=True)} was not warmed up ({failure.message})")
