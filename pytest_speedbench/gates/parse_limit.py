@@ -81,7 +81,7 @@ def _refuse_idle(spec: MetricSpec, limit: Value, context: Context) -> None:
     if spec.unit == "share" and number > 1:
         raise limit.error(f"{spec.name} cannot exceed 1, so a min of {number:g} can never pass")
     if spec.unit == "tokens/step":
-        if number < 1:
+        if number <= 1:
             raise limit.error(f"{spec.name} is never below 1, so a min of {number:g} can never fail")
         if context.draft_tokens is not None and number > context.draft_tokens + 1:
             raise limit.error(

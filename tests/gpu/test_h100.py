@@ -29,7 +29,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "h100"
 NAMED = [pair.partition(":") for pair in os.environ.get("SPEEDBENCH_TEST_GPU", "").split(",") if pair]
 PAIRS = [(engine, method) for engine, _, method in NAMED if method != "memory"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not PAIRS, reason="SPEEDBENCH_TEST_GPU names nothing to run")]
-TIMEOUT_S = 560
+TIMEOUT_S = 1200
 
 
 def write_project(folder: Path, engine: str, method: str) -> None:
@@ -64,7 +64,8 @@ def test_every_cell_is_gated_and_passes(tmp_path: Path, engine: str, method: str
     assert [gpu["name"].startswith("NVIDIA H100") for gpu in record["gpus"]] == [True]
     assert all(cell["verdict"] == "PASS" for cell in data["cells"])
     qualitative = [cell for cell in data["cells"] if cell["cell"]["split"] == "qualitative"]
-    assert len(qualitative) == 12 * 3
+    # Eight prompts cannot hold 32 streams, so no rate is gated there; without speculation nothing else can be.
+    assert len(qualitative) == 12 * (2 if method == "none" else 3)
     throughput = [cell for cell in data["cells"] if cell["cell"]["split"] == "throughput"]
     # SGLang's n-grams come from all that it has generated, so prompts may not be repeated to fill c8 and c32.
     assert len(throughput) == 2 * 3 * (1 if (engine, method) == ("sglang", "ngram") else 3)

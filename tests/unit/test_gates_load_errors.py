@@ -262,6 +262,7 @@ LIMIT = {
     "negative": (limit("{min: -2}"), "gates[0].acceptance_length.min must be above 0, but is -2"),
     "zero": (limit("{min: 0}"), "gates[0].acceptance_length.min must be above 0, but is 0"),
     "cannot fail": (limit("{min: 0.9}"), "acceptance_length is never below 1, so a min of 0.9 can never fail"),
+    "cannot fail, at 1": (limit("{min: 1.0}"), "acceptance_length is never below 1, so a min of 1 can never fail"),
     "cannot pass": (
         limit("{min: 4.1}"),
         "acceptance_length cannot exceed draft_tokens + 1 = 4, so a min of 4.1 can never pass",
