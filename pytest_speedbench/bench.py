@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_speedbench.cells import Cell
+from pytest_speedbench.cells import Cell, isl_tokens
+from pytest_speedbench.data import control
+from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.engines.gpus import Gpu, Nvml
 from pytest_speedbench.engines.leases import leases_folder, reap
@@ -27,7 +29,7 @@ from pytest_speedbench.report import artifact, run_info
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
 from pytest_speedbench.report.result_json import redacted
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, Lengths
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
 from pytest_speedbench.starting import started
 
@@ -82,6 +84,12 @@ class Bench:
             argv=argv,
             environ=environ,
             dataset=plan.dataset.id,
+            dataset_cells=[
+                run_info.CellData(
+                    i.point.id(with_concurrency=False), i.prompts, i.masked, i.multiturn, i.turns, i.sha256
+                )
+                for i in plan.dataset.inventory()
+            ],
             thresholds=list(files),
             options=[(o.name, o.value, o.origin) for o in settings.origins],
             engines=[_record(profile) for profile in settings.profiles],
@@ -169,12 +177,16 @@ class Bench:
             return self._overall(slot, planned, labels, judged=judged)
         if slot.broken is not None or slot.running is None:
             return invalid(cell, slot.why_broken(), labels)
-        rows = self.plan.rows(cell)
         reason = self._remembered(slot.running.prepared, cell, slot.seen)
         if reason is not None:
             return invalid(cell, reason, labels)
-        slot.seen |= {row.question_id for row in rows}
-        conversations = slot.running.prepared.conversations(rows)
+        conversations = self._conversations(slot.running.prepared, cell)
+        slot.seen |= {conversation.question_id for conversation in conversations}
+        labels = replace(
+            labels,
+            isl=Lengths.of([len(conversation.first_ids) for conversation in conversations]),
+            masked=self.plan.dataset.masked_prompts(cell),
+        )
         began = time.monotonic()
         try:
             window = slot.running.measure(
@@ -194,7 +206,7 @@ class Bench:
             prompts_sha256=prompts_sha256(conversations),
             duration_s=time.monotonic() - began,
         )
-        result = judge_window(window, self._rules(planned, slot, judged=judged), labels)
+        result = judge_window(window, self._rules(planned, slot, judged=judged and not cell.is_control), labels)
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
         if is_sound(window, profile.speculation):
             self._sound[profile.label, cell.concurrency, str(cell.category)] = window
@@ -215,16 +227,19 @@ class Bench:
         parts = {name: self._sound.get((profile.label, cell.concurrency, name)) for name in categories}
         if slot.running is None:
             return invalid(cell, slot.why_broken(), labels)
-        rows = (
-            self.plan.rows(cell)
-            if self.plan.settings.prompts is None
-            else [row for name in categories for row in self.plan.rows(replace(cell, category=name))]
-        )
+        prepared = slot.running.prepared
+        conversations = [
+            conversation
+            for name in categories
+            for conversation in self._conversations(prepared, replace(cell, category=name))
+        ]
         sources = dict.fromkeys(w.steps.source for w in parts.values() if w is not None and w.steps is not None)
         labels = replace(
             labels,
             steps_source=", ".join(sources),
-            prompts_sha256=prompts_sha256(slot.running.prepared.conversations(rows)),
+            prompts_sha256=prompts_sha256(conversations),
+            isl=Lengths.of([len(conversation.first_ids) for conversation in conversations]),
+            masked=self.plan.dataset.masked_prompts(cell),
         )
         return judge_overall(cell, parts, self._rules(planned, slot, judged=judged), labels)
 
@@ -239,7 +254,7 @@ class Bench:
                 engine_version=slot.running.description.version,
                 gpus=tuple(gpu.name for gpu in slot.gpus),
             ),
-            points=tuple(plan.dataset.points()),
+            points=tuple(plan.dataset.all_points()),
             default_concurrency=plan.settings.default_concurrency,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
@@ -265,13 +280,26 @@ class Bench:
         ]
 
     def _capacity(self, prepared: Prepared, cells: Sequence[Cell]) -> Capacity:
-        conversations: list[Conversation] = []
+        osl_cap = self.plan.settings.sampling.osl_cap
+        needs: dict[str, int] = {}
+        # One cell at a time: the texts of all of them can be some 400 MB.
         for cell in dict.fromkeys(replace(cell, concurrency=1) for cell in cells):
-            conversations += prepared.conversations(self.plan.rows(cell))
-        return prepared.capacity(
-            conversations,
-            concurrency=max((cell.concurrency for cell in cells), default=1),
-            osl_cap=self.plan.settings.sampling.osl_cap,
+            for name, need in prepared.needs(self._conversations(prepared, cell), osl_cap).items():
+                needs[name] = max(need, needs.get(name, 0))
+        concurrency = max((cell.concurrency for cell in cells), default=1)
+        return prepared.capacity(needs, concurrency=concurrency, osl_cap=osl_cap)
+
+    def _conversations(self, prepared: Prepared, cell: Cell) -> tuple[Conversation, ...]:
+        """The conversations of a cell, first prompts tokenised."""
+        if cell.is_control:
+            return prepared.conversations(self._random_rows(prepared, cell))
+        return prepared.conversations(self.plan.dataset.rows(self.plan.entries(cell)))
+
+    def _random_rows(self, prepared: Prepared, cell: Cell) -> tuple[Row, ...]:
+        settings = self.plan.settings
+        assert settings.control is not None
+        return control.rows(
+            settings.control, isl_tokens(str(cell.isl)), self.plan.number(cell), settings.seed, prepared.tokenizer
         )
 
     def _refuse_remembered(self, prepared: Prepared, cells: Sequence[Cell]) -> None:
@@ -281,7 +309,7 @@ class Bench:
             reason = self._remembered(prepared, cell, seen)
             if reason is not None:
                 raise ConfigError(f"{prepared.profile.label}: {reason.message}")
-            seen |= {row.question_id for row in self.plan.rows(cell)}
+            seen |= self._ids(prepared, cell)
 
     def _remembered(self, prepared: Prepared, cell: Cell, seen: Collection[str]) -> Reason | None:
         """Why a drafter that learns from what was generated would know this cell's answers, None if it does not.
@@ -297,11 +325,15 @@ class Bench:
             why = f"prompts cannot be repeated to fill {cell.id(with_concurrency=True)}; lower the concurrency"
         elif not forgets and prepared.profile.base_url is not None:
             why = "a server that was running before may have answered these prompts already; start one"
-        elif not forgets and any(row.question_id in seen for row in self.plan.rows(cell)):
+        elif not forgets and not self._ids(prepared, cell).isdisjoint(seen):
             why = f"the prompts of {cell.id(with_concurrency=True)} cannot be measured twice; name one concurrency"
         if why is None:
             return None
         return Reason("prompts_remembered", f"method {method} drafts from what it has generated before, so {why}")
+
+    def _ids(self, prepared: Prepared, cell: Cell) -> set[str]:
+        rows = self._random_rows(prepared, cell) if cell.is_control else self.plan.entries(cell)
+        return {row.question_id for row in rows}
 
     def _note_started(self, profile: Profile, running: RunningEngine, gpus: Sequence[Gpu]) -> None:
         if profile.base_url is not None:

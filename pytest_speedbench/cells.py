@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS, OVERALL, SPLITS
+from pytest_speedbench.names import CATEGORIES, CONTROL, DIFFICULTIES, ISLS, OVERALL, SPLITS
 
 __all__ = [
     "CATEGORIES",
@@ -19,7 +19,10 @@ __all__ = [
     "STEADY_PROMPTS_PER_STREAM",
     "Axes",
     "Cell",
+    "control_beside",
+    "control_cells",
     "expand",
+    "implied_splits",
     "isl_tokens",
 ]
 
@@ -45,6 +48,11 @@ class Cell:
     def is_overall(self) -> bool:
         """Whether this cell is computed from the other qualitative cells."""
         return self.category == OVERALL
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the prompts are random tokens, which no limit applies to."""
+        return self.difficulty == CONTROL
 
     @property
     def name(self) -> str:
@@ -122,7 +130,7 @@ def expand(axes: Axes, available: Iterable[Cell], defaults: dict[str, tuple[int,
 
     Raises ConfigError when a split cannot have an axis, or when nothing is left.
     """
-    asked_splits = axes.splits or _implied_splits(axes)
+    asked_splits = implied_splits(axes)
     splits = [split for split in SPLITS if split in asked_splits]
     if "qualitative" in splits and (axes.isls or axes.difficulties):
         asked = "isl" if axes.isls else "difficulty"
@@ -146,7 +154,35 @@ def expand(axes: Axes, available: Iterable[Cell], defaults: dict[str, tuple[int,
     return list(dict.fromkeys(planned))
 
 
-def _implied_splits(axes: Axes) -> tuple[str, ...]:
+def control_cells(axes: Axes, defaults: dict[str, tuple[int, ...]]) -> list[Cell]:
+    """The cells of a run that has random prompts only. Raises ConfigError for axes that they do not have."""
+    if axes.categories or axes.difficulties or "qualitative" in axes.splits:
+        raise ConfigError(
+            "random prompts are a control of the throughput split and have no category or difficulty; name "
+            "--speedbench-isl and --speedbench-concurrency only"
+        )
+    return [
+        Cell("throughput", concurrency, isl=isl, difficulty=CONTROL)
+        for isl in axes.isls or ISLS
+        for concurrency in axes.concurrencies or defaults["throughput"]
+    ]
+
+
+def control_beside(cells: Iterable[Cell]) -> list[Cell]:
+    """One control for every ISL and concurrency of the throughput split among ``cells``."""
+    return list(
+        dict.fromkeys(
+            Cell("throughput", cell.concurrency, isl=cell.isl, difficulty=CONTROL)
+            for cell in cells
+            if cell.split == "throughput"
+        )
+    )
+
+
+def implied_splits(axes: Axes) -> tuple[str, ...]:
+    """The splits that ``axes`` can have cells of."""
+    if axes.splits:
+        return axes.splits
     if axes.categories:
         return ("qualitative",)
     if axes.isls or axes.difficulties:

@@ -7,9 +7,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pytest_speedbench import __version__
+from pytest_speedbench import __version__, data_command
 from pytest_speedbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pytest_speedbench.results import CellResult
 
 _EXAMPLE_MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 
@@ -37,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the summary of a stored artifact")
     report.add_argument("artifact", type=Path)
+    report.add_argument("--control", metavar="ARTIFACT", type=Path, help="a run on random tokens, shown beside it")
     report.set_defaults(run=_report)
 
     junit = commands.add_parser("junit", help="write JUnit XML from a stored artifact")
@@ -49,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--margin", type=_share, help="how far a limit lies below its reference (default: 4%%)")
     calibrate.add_argument("--overall-margin", type=_share, help="the same for the overall cell (default: 2%%)")
     calibrate.set_defaults(run=_calibrate)
+    data_command.add(commands)
     return parser
 
 
@@ -67,6 +73,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     artifact.validate(artifact.load(arguments.artifact))
     run, results, flags = artifact.read(arguments.artifact)
+    if arguments.control is not None:
+        results += _controls(arguments.control)
     encoding = sys.stdout.encoding or "utf-8"
     print("\n".join(header_lines(run, encoding=encoding)))
     lines = summary_lines(
@@ -81,6 +89,16 @@ def _report(arguments: argparse.Namespace) -> int:
     if not flags.complete:
         print(f"incomplete: the run that wrote {arguments.artifact} was interrupted")
     return 0
+
+
+def _controls(path: Path) -> tuple[CellResult, ...]:
+    """The control cells of another run."""
+    from pytest_speedbench.report import artifact
+
+    controls = tuple(result for result in artifact.read(path)[1] if result.cell.is_control)
+    if not controls:
+        raise ConfigError(f"{path} has no control cells; run with --speedbench-dataset=random")
+    return controls
 
 
 def _junit(arguments: argparse.Namespace) -> int:

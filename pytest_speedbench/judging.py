@@ -16,7 +16,7 @@ from pytest_speedbench.measure.checks import Reason, client_problem, concurrency
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.summary import summarise, summarise_overall
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, Lengths
 
 _PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 
@@ -49,6 +49,8 @@ class Labels:
     steps_source: str
     prompts_sha256: str
     duration_s: float
+    isl: Lengths | None = None
+    masked: int = 0
 
 
 def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
@@ -221,4 +223,6 @@ def _result(
         prompts_sha256=labels.prompts_sha256,
         steps_source=labels.steps_source,
         duration_s=labels.duration_s,
+        isl=labels.isl,
+        masked=labels.masked,
     )

@@ -17,3 +17,9 @@ CATEGORIES = (
 OVERALL = "overall"
 DIFFICULTIES = ("low_entropy", "mixed", "high_entropy")
 ISLS = ("1k", "2k", "8k", "16k", "32k")
+PARTIAL = "+partial"
+"""Ends the id of a dataset that is measured without the prompts that are placeholders."""
+CONTROL = "random"
+"""Stands in the place of a difficulty in cells whose prompts are random tokens: a control, not a benchmark."""
+CONTROL_KINDS = ("random", "random-uniform")
+PROMPT_ORDERS = ("stratified", "round-robin")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS, OVERALL, SPLITS
+from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS, OVERALL, PROMPT_ORDERS, SPLITS
 
 Parser = Callable[[str, str], Any]
 """(option name, text) to value; raises ConfigError that lists the valid choices."""
@@ -178,9 +178,22 @@ OPTIONS: tuple[Option, ...] = (
         "concurrency", whole_numbers, "conversations in flight (comma list)", aliases=("batch-size",), metavar="N[,N]"
     ),
     Option(
-        "dataset", text, "folder with the data, hub id, or `mini` (bundled)", "nvidia/SPEED-Bench", metavar="DATASET"
+        "dataset",
+        text,
+        "folder with the data, hub id with its commit, `mini` (bundled), or `random` (control; also DATASET,random)",
+        "nvidia/SPEED-Bench",
+        metavar="DATASET",
     ),
+    Option("allow-partial", flag, "measure without the prompts that are placeholders", False, is_flag=True),
     Option("prompts", whole(1), "prompts per cell: a seeded subset, nested as N grows (default: all)", metavar="N"),
+    Option(
+        "prompt-order",
+        one_of(*PROMPT_ORDERS),
+        "which prompts a subset takes: stratified and seeded, or round-robin as upstream takes them",
+        PROMPT_ORDERS[0],
+        metavar="ORDER",
+    ),
+    Option("completions", flag, "send the bare text of each turn: no chat template, no history", False, is_flag=True),
     Option("osl", whole(1), "most output tokens per turn", 4096, metavar="TOKENS"),
     Option("temperature", temperature, "sampling temperature", 0.0, metavar="T"),
     Option("seed", whole(0), "seed of subsets, send order and sampling", 0, metavar="N"),

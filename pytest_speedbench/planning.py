@@ -7,10 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Axes, Cell, expand
-from pytest_speedbench.data.loading import Dataset, select
+from pytest_speedbench.cells import (
+    STEADY_PROMPTS_PER_STREAM,
+    Axes,
+    Cell,
+    control_beside,
+    control_cells,
+    expand,
+    implied_splits,
+)
+from pytest_speedbench.data.dataset import Dataset, Entry
 from pytest_speedbench.data.loading import load as load_dataset
-from pytest_speedbench.data.schema import Row
+from pytest_speedbench.data.schema import CONFIGS
+from pytest_speedbench.data.selection import select
 from pytest_speedbench.engines.base import Profile, model_name
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import ThresholdsFile
@@ -21,13 +30,16 @@ from pytest_speedbench.settings import Settings
 
 MAX_REPEATS = 8
 """A prompt that is repeated more often than this would stand for the whole cell."""
+CONTROL_PROMPTS = 512
+"""Random prompts of an ISL where no real ones say how many: as many as SPEED-Bench has per cell."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
     """One item of the suite. ``item_id`` is what stands in the brackets of its node id.
 
-    ``supporting`` cells were not asked for: an overall cell needs them. They may be without a gate.
+    ``supporting`` cells were not asked for: an overall cell needs them. They may be without a gate. Control
+    cells have random prompts and are never judged.
     """
 
     profile: Profile
@@ -50,11 +62,14 @@ class Plan:
     others: Mapping[str, tuple[str, ...]]
     cells: tuple[PlannedCell, ...]
 
-    def rows(self, cell: Cell) -> tuple[Row, ...]:
-        """The prompts of a cell, after ``--speedbench-prompts``. Raises ConfigError if there are none."""
-        rows = self.dataset.prompts(cell)
-        wanted = self.settings.prompts
-        return rows if wanted is None else select(rows, wanted, seed=self.settings.seed)
+    def entries(self, cell: Cell) -> tuple[Entry, ...]:
+        """The prompts of a cell, after ``--speedbench-prompts``. Raises ConfigError if the dataset has none."""
+        settings = self.settings
+        return select(self.dataset.prompts(cell), settings.prompts, seed=settings.seed, order=settings.prompt_order)
+
+    def number(self, cell: Cell) -> int:
+        """How many prompts a cell has. Raises ConfigError if there are none."""
+        return _number(self.settings, self.dataset, cell)
 
     def repeats(self, cell: Cell) -> int:
         """How often each prompt of the cell is sent: throughput cells need 4 × concurrency for a steady window.
@@ -63,7 +78,7 @@ class Plan:
         """
         if cell.split != "throughput":
             return 1
-        prompts = len(self.rows(cell))
+        prompts = self.number(cell)
         times = _repeats(prompts, cell.concurrency)
         if times > MAX_REPEATS:
             raise ConfigError(
@@ -77,12 +92,23 @@ def _repeats(prompts: int, concurrency: int) -> int:
     return -(-STEADY_PROMPTS_PER_STREAM * concurrency // prompts)
 
 
-def make(settings: Settings) -> Plan:
+def _number(settings: Settings, dataset: Dataset, cell: Cell) -> int:
+    if cell.is_control:
+        # As many as the real cells beside it have.
+        beside = [len(dataset.prompts(point)) for point in dataset.points() if point.isl == cell.isl]
+        have = max(beside, default=CONTROL_PROMPTS)
+        return have if beside and settings.prompts is None else min(settings.prompts or have, have)
+    have = len(dataset.prompts(cell))
+    return have if settings.prompts is None else min(settings.prompts, have)
+
+
+def make(settings: Settings, *, offline: bool = False) -> Plan:
     """Load data and thresholds and lay out the cells. Starts nothing, needs no model and no GPU.
 
-    Raises ConfigError when something is missing or when nothing is left to measure.
+    ``offline`` downloads nothing. Raises ConfigError when something is missing or when nothing is left
+    to measure.
     """
-    dataset, files = _inputs(settings)
+    dataset, files = _inputs(settings, offline=offline)
     matching: dict[str, tuple[ThresholdsFile, ...]] = {}
     others: dict[str, tuple[str, ...]] = {}
     cells: list[PlannedCell] = []
@@ -93,6 +119,8 @@ def make(settings: Settings) -> Plan:
         others[profile.label] = tuple(f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines)
         planned = _cells(settings, dataset, matching[profile.label], others[profile.label], profile)
         _refuse_contradictions(matching[profile.label], planned)
+        if settings.control is not None and settings.dataset is not None:
+            planned += control_beside(planned)
         cells += _items(profile, planned, _support(planned, dataset.points(), settings.axes))
     return Plan(settings, dataset, matching, others, tuple(cells))
 
@@ -100,7 +128,7 @@ def make(settings: Settings) -> Plan:
 def without_cells(settings: Settings) -> Plan:
     """A plan for a user's own tests, which name the cells themselves and bring their own limits."""
     nothing: dict[str, tuple[()]] = {profile.label: () for profile in settings.profiles}
-    return Plan(settings, load_dataset(settings.dataset), nothing, nothing, ())
+    return Plan(settings, _load(settings), nothing, nothing, ())
 
 
 def static_facts(profile: Profile, settings: Settings, dataset_id: str) -> Facts:
@@ -119,10 +147,25 @@ def static_facts(profile: Profile, settings: Settings, dataset_id: str) -> Facts
     )
 
 
-def _inputs(settings: Settings) -> tuple[Dataset, tuple[ThresholdsFile, ...]]:
+def _load(settings: Settings, *, offline: bool = False) -> Dataset:
+    if settings.dataset is None:
+        return Dataset(str(settings.control), {}, Path(), {})
+    needed = tuple(config for config in CONFIGS if _needed(config, settings.axes))
+    return load_dataset(settings.dataset, needed, allow_partial=settings.allow_partial, offline=offline)
+
+
+def _needed(config: str, axes: Axes) -> bool:
+    """Whether cells that were asked for can need the prompts of ``config``."""
+    splits = implied_splits(axes)
+    if config == "qualitative":
+        return "qualitative" in splits
+    return "throughput" in splits and (not axes.isls or config.removeprefix("throughput_") in axes.isls)
+
+
+def _inputs(settings: Settings, *, offline: bool) -> tuple[Dataset, tuple[ThresholdsFile, ...]]:
     """Data and limits; one ConfigError for whatever is wrong with either."""
     try:
-        dataset = load_dataset(settings.dataset)
+        dataset = _load(settings, offline=offline)
     except ConfigError as error:
         try:
             _thresholds(settings)
@@ -159,6 +202,8 @@ def _cells(
 ) -> list[Cell]:
     """Explicit axes, else what the files gate, else (measure-only) all that the dataset has."""
     axes, points = settings.axes, dataset.points()
+    if settings.dataset is None:
+        return _with_enough_prompts(settings, dataset, control_cells(axes, dict(settings.default_concurrency)))
     if axes.explicit:
         cells = expand(axes, points, dict(settings.default_concurrency))
         return _with_enough_prompts(settings, dataset, cells, files)
@@ -194,11 +239,7 @@ def _with_enough_prompts(
     short: list[str] = []
     asked = bool(settings.axes.concurrencies)
     for cell in cells:
-        have = (
-            len(dataset.prompts(cell))
-            if settings.prompts is None
-            else min(settings.prompts, len(dataset.prompts(cell)))
-        )
+        have = _number(settings, dataset, cell)
         if cell.split == "throughput" and _repeats(have, cell.concurrency) > MAX_REPEATS:
             need = -(-STEADY_PROMPTS_PER_STREAM * cell.concurrency // MAX_REPEATS)
             short.append(f"{cell.id(with_concurrency=True)} has {have} and needs {need}")

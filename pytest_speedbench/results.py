@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from pytest_speedbench.cells import Cell
@@ -13,11 +13,27 @@ from pytest_speedbench.measure.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """Lengths of the prompts of a cell in tokens, chat template included."""
+
+    least: int
+    mean: float
+    most: int
+
+    @classmethod
+    def of(cls, lengths: Collection[int]) -> Lengths:
+        """Over at least one length."""
+        return cls(min(lengths), sum(lengths) / len(lengths), max(lengths))
+
+
+@dataclass(frozen=True, slots=True)
 class CellResult:
     """One cell, measured with one engine profile, and the verdict on it.
 
     ``profile`` is the label in the item id. ``steps_source`` says where step counts come from.
-    ``verdict`` is None for a measured cell without a gate under ``--speedbench-measure-only``.
+    ``verdict`` is None for a measured cell without a gate under ``--speedbench-measure-only``. ``isl`` is the
+    length of first prompts as the engine gets them, None where nothing was sent. ``masked`` prompts of the
+    cell were placeholders and left out: it is partial, and not comparable with a full one.
     """
 
     profile: str
@@ -34,3 +50,5 @@ class CellResult:
     prompts_sha256: str = ""
     steps_source: str = ""
     duration_s: float = 0.0
+    isl: Lengths | None = None
+    masked: int = 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
+import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -20,11 +20,13 @@ from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch,
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
-from pytest_speedbench.load.client import StreamingClient, post
-from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent, drive
+from pytest_speedbench.load.client import post
+from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent
+from pytest_speedbench.load.spread import send
 from pytest_speedbench.measure.samples import Counters, Window
 from pytest_speedbench.measure.steps import Drafting, settle
 from pytest_speedbench.settings import Settings
+from pytest_speedbench.token_cache import TokenCache, folder_of
 from pytest_speedbench.tokenize import ChatTokenizer, Message, vocabulary
 from pytest_speedbench.tokenize import load as load_tokenizer
 
@@ -43,6 +45,7 @@ class Prepared:
     profile: Profile
     engine: Engine
     tokenizer: ChatTokenizer
+    cache: TokenCache
 
     @classmethod
     def of(cls, profile: Profile) -> Prepared:
@@ -52,7 +55,12 @@ class Prepared:
         port = profile.port
         if port is not None and profile.base_url is None:
             require_free(port)
-        return cls(profile, engine, load_tokenizer(profile.tokenizer or engine.tokenizer_source()))
+        tokenizer = load_tokenizer(
+            profile.tokenizer or engine.tokenizer_source(),
+            template_args=profile.chat_template_args,
+            completions=profile.completions,
+        )
+        return cls(profile, engine, tokenizer, TokenCache(folder_of(os.environ)))
 
     @property
     def drafting(self) -> Drafting:
@@ -66,35 +74,41 @@ class Prepared:
 
     def conversations(self, rows: Sequence[Row]) -> tuple[Conversation, ...]:
         """The conversations of a cell, first prompts tokenised."""
+        first_ids = self.tokenizer.first_ids([(row.question_id, row.turns[0]) for row in rows], self.cache)
         return tuple(
-            Conversation(
-                row.question_id,
-                row.category,
-                row.turns,
-                self.tokenizer.ids([{"role": "user", "content": row.turns[0]}]),
-            )
-            for row in rows
+            Conversation(row.question_id, row.category, row.turns, ids)
+            for row, ids in zip(rows, first_ids, strict=True)
         )
 
     def context_needed(self, conversation: Conversation, osl_cap: int) -> int:
         """Tokens that the conversation can grow to: its prompts, and every reply at its cap."""
+        if len(conversation.user_turns) == 1:
+            return len(conversation.first_ids) + osl_cap
+        if self.tokenizer.completions:
+            # Each turn is sent alone.
+            return max(len(self.tokenizer.encode(text)) for text in conversation.user_turns) + osl_cap
         messages: list[Message] = []
         for text in conversation.user_turns:
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         replies = len(conversation.user_turns) * (osl_cap + _CHAT_SLACK)
-        if len(conversation.user_turns) == 1:
-            return len(conversation.first_ids) + osl_cap
         return len(self.tokenizer.ids(messages[:-1])) + replies
 
-    def capacity(self, conversations: Sequence[Conversation], *, concurrency: int, osl_cap: int) -> Capacity:
-        """What the server must hold. Raises ConfigError that names the conversations that do not fit."""
-        unknown = [c.question_id for c in conversations if max(c.first_ids, default=0) >= self.vocabulary]
+    def needs(self, conversations: Iterable[Conversation], osl_cap: int) -> dict[str, int]:
+        """Tokens of context that each conversation needs, by its id. Raises ConfigError for ids that do not exist."""
+        needs, unknown = {}, []
+        for conversation in conversations:
+            needs[conversation.question_id] = self.context_needed(conversation, osl_cap)
+            if max(conversation.first_ids, default=0) >= self.vocabulary:
+                unknown.append(conversation.question_id)
         if unknown:
             raise ConfigError(
                 f"{len(unknown)} prompts have ids beyond the {self.vocabulary} of {model_name(self.profile.model)}: "
                 f"{', '.join(unknown[:3])}; the tokenizer {self.tokenizer.source} is not that of the model"
             )
-        needs = {c.question_id: self.context_needed(c, osl_cap) for c in conversations}
+        return needs
+
+    def capacity(self, needs: Mapping[str, int], *, concurrency: int, osl_cap: int) -> Capacity:
+        """What the server must hold. Raises ConfigError that names the conversations that do not fit."""
         limit = self.profile.max_model_len or self.tokenizer.max_context
         longest = max(needs.values(), default=osl_cap)
         if limit is not None and longest > limit:
@@ -116,7 +130,8 @@ def prompts_sha256(conversations: Sequence[Conversation]) -> str:
     """Hash of a cell's input: ids of first turns, text of later ones, whatever their order."""
     digest = hashlib.sha256()
     for conversation in sorted(conversations, key=lambda c: c.question_id):
-        digest.update(repr((conversation.question_id, conversation.first_ids, conversation.user_turns[1:])).encode())
+        own = (conversation.question_id, tuple(conversation.first_ids), conversation.user_turns[1:])
+        digest.update(repr(own).encode())
     return digest.hexdigest()
 
 
@@ -253,12 +268,7 @@ class RunningEngine:
             repeats=repeats,
             vocabulary=self.prepared.vocabulary,
         )
-
-        async def run() -> Sent:
-            async with StreamingClient(self.prepared.engine, self.base_url, concurrency=concurrency) as client:
-                return await drive(client, self.prepared.tokenizer, load, progress=progress)
-
-        return asyncio.run(run())
+        return send(self.prepared.engine, self.base_url, self.prepared.tokenizer, load, progress=progress)
 
     @contextlib.contextmanager
     def _counters_read(self) -> Iterator[None]:

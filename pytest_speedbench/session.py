@@ -46,7 +46,11 @@ def bench_of(config: pytest.Config) -> Bench:
         from pytest_speedbench.bench import Bench
 
         settings, suite = settings_of(config), takeover.in_suite(config)
-        plan = planning.make(settings) if suite else planning.without_cells(settings)
+        plan = (
+            planning.make(settings, offline=takeover.only_looking(config))
+            if suite
+            else planning.without_cells(settings)
+        )
         argv = ("pytest", *(str(arg) for arg in config.invocation_params.args))
         config.stash[BENCH] = Bench.of(plan, argv=argv, environ=os.environ, suite=suite)
         progress: CellProgress = _Progress(config)

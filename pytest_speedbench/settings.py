@@ -12,6 +12,7 @@ from pytest_speedbench.data.loading import MINI
 from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Profile, Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.names import CONTROL_KINDS
 from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, parsed, resolve
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PROFILE_FILE = "speedbench.yaml"
 _PATHS = ("model", "tokenizer", "draft_model")
 _SPECULATION_KEYS = ("method", "draft_model", "draft_tokens")
-_OWN_KEYS = ("speculation", "engines", "max_model_len")
+_OWN_KEYS = ("speculation", "engines", "max_model_len", "chat_template_args")
 _ENGINE_KEYS = ("model", "tokenizer", "draft_model", "tensor_parallel", "gpus")
 """Options that the part of one engine may set in place of the whole file: engines read other formats."""
 
@@ -38,15 +39,19 @@ class Origin:
 class Settings:
     """Everything that the user decided, with defaults filled in.
 
-    ``prompts`` None means all of a cell. ``origins`` lists each option that is not at its default.
+    ``prompts`` None means all of a cell. ``control`` is the kind of random prompts that are measured beside
+    ``dataset``, or alone where that is None. ``origins`` lists each option that is not at its default.
     ``embedded`` is set when the bundled model, data or limits of the quick start are in use.
     """
 
     profiles: tuple[Profile, ...]
     axes: Axes
     default_concurrency: Mapping[str, tuple[int, ...]]
-    dataset: str
+    dataset: str | None
+    control: str | None
+    allow_partial: bool
     prompts: int | None
+    prompt_order: str
     sampling: Sampling
     seed: int
     thresholds: Path
@@ -104,13 +109,15 @@ def build(
     def value(key: str) -> Any:
         return defaults.values.get(key, found[key].value) if found[key].origin == "default" else found[key].value
 
-    def path(key: str) -> Path:
-        base = rootdir if found[key].origin.startswith(("ini", "profile", "default")) else invocation_dir
-        return base / str(value(key))
+    def base_of(key: str) -> Path:
+        return rootdir if found[key].origin.startswith(("ini", "profile", "default")) else invocation_dir
 
-    def located(key: str) -> Any:
-        name = value(key)
-        return name if name in (None, MINI) or not path(key).exists() else str(path(key))
+    def path(key: str) -> Path:
+        return base_of(key) / str(value(key))
+
+    def located(key: str, name: Any) -> Any:
+        there = name not in (None, MINI) and (base_of(key) / str(name)).exists()
+        return str(base_of(key) / str(name)) if there else name
 
     def of_engine(engine: str) -> Callable[[str], Any]:
         """Values for one engine: its own part of the file comes before the rest of the file."""
@@ -118,12 +125,13 @@ def build(
 
         def read(key: str) -> Any:
             if key not in own or not found[key].origin.startswith(("profile", "default")):
-                return located(key) if key in _PATHS else value(key)
+                return located(key, value(key)) if key in _PATHS else value(key)
             given = parsed(BY_KEY[key], own[key])
             return str(rootdir / given) if key in _PATHS and (rootdir / str(given)).exists() else given
 
         return read
 
+    dataset, control = _dataset(str(value("dataset")))
     thresholds, thresholds_origin = path("thresholds"), found["thresholds"].origin
     if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
         thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
@@ -137,8 +145,11 @@ def build(
             concurrencies=value("concurrency") or (),
         ),
         default_concurrency=embedded.CONCURRENCY if defaults.embedded else DEFAULT_CONCURRENCY,
-        dataset=located("dataset"),
+        dataset=located("dataset", dataset),
+        control=control,
+        allow_partial=value("allow_partial"),
         prompts=value("prompts"),
+        prompt_order=value("prompt_order"),
         sampling=Sampling(
             osl_cap=value("osl"),
             temperature=value("temperature"),
@@ -148,7 +159,8 @@ def build(
         seed=value("seed"),
         thresholds=thresholds,
         thresholds_origin=thresholds_origin,
-        measure_only=value("measure_only"),
+        # Random prompts are a control: there is nothing to judge them by.
+        measure_only=value("measure_only") or dataset is None,
         inconclusive=value("inconclusive"),
         turn_timeout_s=float(value("turn_timeout")),
         start_timeout_s=float(value("start_timeout")),
@@ -161,6 +173,16 @@ def build(
             if resolved.origin != "default"
         ),
     )
+
+
+def _dataset(spec: str) -> tuple[str | None, str | None]:
+    """The dataset, and the kind of random control beside it; the first is None where the control is all."""
+    dataset, comma, last = spec.rpartition(",")
+    if last.strip() not in CONTROL_KINDS:
+        return spec, None
+    if comma and not dataset.strip():
+        raise ConfigError(f"--speedbench-dataset={spec}: name the dataset before the comma, or {last} alone")
+    return dataset.strip() or None, last.strip()
 
 
 def _shown(value: Any) -> str:
@@ -226,6 +248,8 @@ def _profile(engine: str, value: Callable[[str], Any], file: _ProfileFile, defau
         tensor_parallel=value("tensor_parallel"),
         gpus=value("gpus") or value("tensor_parallel"),
         base_url=value("base_url"),
+        completions=value("completions"),
+        chat_template_args=file.chat_template_args,
         options=options,
     )
 
@@ -239,6 +263,7 @@ class _ProfileFile:
     engines: Mapping[str, Mapping[str, Any]]
     engine_options: Mapping[str, Mapping[str, Any]]
     max_model_len: int | None
+    chat_template_args: Mapping[str, Any]
 
     @classmethod
     def find(cls, asked: Resolved, rootdir: Path, invocation_dir: Path) -> _ProfileFile:
@@ -249,7 +274,7 @@ class _ProfileFile:
         default = rootdir / PROFILE_FILE
         if default.exists():
             return cls.read(default)
-        return cls(PROFILE_FILE, {}, {}, {}, None)
+        return cls(PROFILE_FILE, {}, {}, {}, None, {})
 
     @classmethod
     def read(cls, path: Path) -> _ProfileFile:
@@ -270,7 +295,10 @@ class _ProfileFile:
                 values = {key: _option(key, item) for key, item in items.items() if key in _ENGINE_KEYS}
                 own[name] = {key: value for key, value in values.items() if value is not None}
         length = entries["max_model_len"].count() if "max_model_len" in entries else None
-        return cls(path.name, options, engines, own, length)
+        arguments: Mapping[str, Any] = {}
+        if "chat_template_args" in entries:
+            arguments = {key: _plain(item) for key, item in entries["chat_template_args"].mapping().items()}
+        return cls(path.name, options, engines, own, length, arguments)
 
 
 def _option(key: str, entry: Value) -> Any:

@@ -19,7 +19,8 @@ def ctrl_c() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Lease and quarantine files of test engines stay out of the user's own."""
+    """Lease and quarantine files of test engines, and token ids, stay out of the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPEEDBENCH_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("SPEEDBENCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield

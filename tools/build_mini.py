@@ -46,8 +46,7 @@ from mini_sources import (
 
 from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, isl_tokens
 from pytest_speedbench.data import buckets
-from pytest_speedbench.data.schema import parse_row
-from pytest_speedbench.data.selection import content_sha256
+from pytest_speedbench.data.schema import content_sha256, parse_row
 
 DATASET_ID = "speed-bench-mini@1"
 HERE = Path(__file__).parent
@@ -553,7 +552,7 @@ def manifest(files: dict[str, bytes], rows: dict[str, list[Record]]) -> Record:
                 "prompts": len(members),
                 "turns": sum(len(row.turns) for row in members),
                 "first_turn_tokens": sum(tokens(row.turns[0]) for row in members),
-                "sha256": content_sha256(members),
+                "sha256": content_sha256((row.question_id, row.digest()) for row in members),
             }
     return {
         "id": DATASET_ID,

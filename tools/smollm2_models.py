@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TARGET, DRAFTER = "SmolLM2-135M-Instruct", "SmolLM2-28-layers"
@@ -29,6 +30,10 @@ def main() -> None:
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     files = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**files)
+    # The conversion does not know `smollm`, and would split digits otherwise than the model was trained with.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     model = AutoModelForCausalLM.from_pretrained(**files, dtype=torch.bfloat16, **_dequantised())
     _save(model, tokenizer, out / TARGET)
     drafter = copy.deepcopy(model)

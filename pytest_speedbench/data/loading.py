@@ -1,128 +1,110 @@
-"""Datasets: the bundled mini set, or a folder of JSON lines or prepared Parquet files."""
+"""Datasets: the bundled mini set, a folder of JSON lines or prepared Parquet files, or a hub id."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from pytest_speedbench.cells import ISLS, Cell
+from pytest_speedbench.cells import ISLS
+from pytest_speedbench.data import hub
+from pytest_speedbench.data.dataset import Dataset, Entry
 from pytest_speedbench.data.manifest import Manifest, read_manifest
 from pytest_speedbench.data.reading import read_jsonl, read_parquet
-from pytest_speedbench.data.schema import CONFIGS, Row, categories_of
-from pytest_speedbench.data.selection import content_sha256, select
+from pytest_speedbench.data.schema import CONFIGS, Row
 from pytest_speedbench.errors import ConfigError
-
-__all__ = ["CONFIGS", "MINI", "Dataset", "config_of", "content_sha256", "load", "select"]
+from pytest_speedbench.names import PARTIAL
 
 MINI = "mini"
 _MINI_FOLDER = Path(__file__).parent / "mini"
 _SHOWN_IDS = 3
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PREPARE = "prepare_data.py --config {config} --output_dir DIR (from specdec_bench)"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Prompts by config (``qualitative``, ``throughput_1k`` … ``throughput_32k``), in file order.
-
-    ``id`` is what a thresholds file matches: the manifest's, or else the folder's name. The identity
-    of the prompts themselves is ``content_sha256``.
-    """
-
-    id: str
-    rows_by_config: Mapping[str, tuple[Row, ...]]
-    path: Path
-
-    def points(self) -> list[Cell]:
-        """The cells that have prompts, in canonical order, with a concurrency of 1.
-
-        One per category of the qualitative split and per ISL and difficulty of the throughput split;
-        ``overall`` is not among them.
-        """
-        points = []
-        for config in CONFIGS:
-            present = {row.category for row in self.rows_by_config.get(config, ())}
-            points += [_point(config, name) for name in categories_of(config) if name in present]
-        return points
-
-    def prompts(self, cell: Cell) -> tuple[Row, ...]:
-        """All rows of ``cell``, in file order; those of every category for ``overall``.
-
-        Raises ConfigError when the dataset has none, naming what it has.
-        """
-        config = config_of(cell)
-        rows = self.rows_by_config.get(config, ())
-        if not cell.is_overall:
-            wanted = cell.category if cell.split == "qualitative" else cell.difficulty
-            rows = tuple(row for row in rows if row.category == wanted)
-        if not rows:
-            has = ", ".join(point.id(with_concurrency=False) for point in self.points()) or "nothing"
-            raise ConfigError(f"dataset {self.id} has no prompts for {cell.id(with_concurrency=False)}; it has {has}")
-        return rows
-
-    def content_sha256(self, cell: Cell) -> str:
-        """sha256 over the ids and turns of all rows of ``cell``. Raises ConfigError as ``prompts`` does."""
-        return content_sha256(self.prompts(cell))
-
-
-def config_of(cell: Cell) -> str:
-    """The dataset config that holds the prompts of ``cell``."""
-    return "qualitative" if cell.split == "qualitative" else f"throughput_{cell.isl}"
-
-
-def load(spec: str, configs: Collection[str] | None = None) -> Dataset:
-    """The dataset that ``spec`` names: ``mini``, or a folder.
+def load(
+    spec: str, needed: Collection[str] = CONFIGS, *, allow_partial: bool = False, offline: bool = False
+) -> Dataset:
+    """The dataset that ``spec`` names: ``mini``, a folder, or a hub id with its commit (``org/name@commit``).
 
     A folder holds ``<config>.jsonl``, or Parquet files in ``speed/<config>/`` (what upstream's prepare
     step writes) or in ``<config>/``; with a ``manifest.json`` each file is checked against it.
-    ``configs`` limits what is read; by default that is everything there.
+    Every row is read and checked; its text is not kept. Placeholders in ``needed`` configs are refused, or
+    left out with ``allow_partial``; those in others do no harm. ``offline`` downloads nothing.
 
-    Raises ConfigError for a hub id, a folder without data, a damaged or unresolved file, a repeated
-    question_id, and anything that is not a row.
+    Raises ConfigError for a hub id that cannot be had, a folder without data, a damaged or unresolved
+    file, a repeated question_id, sources in two revisions, and anything that is not a row.
     """
-    folder = _MINI_FOLDER if spec == MINI else _folder(spec)
+    folder, name = _located(spec, offline=offline)
     manifest = read_manifest(folder)
     if spec == MINI and manifest is None:
         raise ConfigError(f"{folder}: the bundled dataset is incomplete; install pytest-speedbench again")
     _refuse_unknown_isl(folder)
-    rows_by_config = {}
-    for config in CONFIGS:
-        if configs is None or config in configs:
-            rows = _read_config(folder, config, manifest)
-            if rows is not None:
-                rows_by_config[config] = rows
-    if not rows_by_config:
+    revisions: dict[str, tuple[str, Path]] = {}
+    by_config = {
+        config: entries
+        for config in CONFIGS
+        if (entries := _read_config(folder, config, manifest, revisions)) is not None
+    }
+    if not by_config:
         raise ConfigError(
-            f"{folder}: no data for {', '.join(configs or CONFIGS)}; expected <config>.jsonl, "
-            f"speed/<config>/*.parquet or <config>/*.parquet, where config is one of {', '.join(CONFIGS)}"
+            f"{folder}: no data; expected <config>.jsonl, speed/<config>/*.parquet or <config>/*.parquet, where config "
+            f"is one of {', '.join(CONFIGS)}"
         )
-    _refuse_placeholders(folder, rows_by_config)
-    return Dataset(manifest.id if manifest else folder.resolve().name, rows_by_config, folder)
+    masked = {
+        config: found
+        for config, entries in by_config.items()
+        if (found := tuple(entry for entry in entries if entry.is_placeholder))
+    }
+    missed = {config: entries for config, entries in masked.items() if config in needed}
+    if missed and not allow_partial:
+        raise _unresolved(folder, missed, by_config)
+    own = manifest.id if manifest else name
+    return Dataset(
+        id=own + PARTIAL if missed else own,
+        entries_by_config={
+            config: tuple(entry for entry in entries if not entry.is_placeholder)
+            for config, entries in by_config.items()
+        },
+        path=folder,
+        masked=masked,
+    )
 
 
-def _folder(spec: str) -> Path:
+def prepare_command(configs: Collection[str]) -> str:
+    """Upstream's command that fetches the texts behind placeholders."""
+    return _PREPARE.format(config=next(iter(configs)) if len(configs) == 1 else "all")
+
+
+def _located(spec: str, *, offline: bool) -> tuple[Path, str]:
+    """The folder of the data, and the name it goes by."""
+    if spec == MINI:
+        return _MINI_FOLDER, MINI
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return path
+        return path, path.resolve().name
     if spec and path.exists():
-        raise ConfigError(f"dataset {spec!r} is a file; pass the folder that holds <config>.jsonl or Parquet files")
-    if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
+        unpack = "unpack it and pass the folder" if path.suffix not in (".jsonl", ".parquet") else "pass the folder"
         raise ConfigError(
-            f"dataset {spec!r}: there is no such folder, and this version does not download datasets from a hub. "
-            f"Run {_PREPARE.format(config='all')} where there is network, "
-            f"then pass --speedbench-dataset=DIR; or pass --speedbench-dataset={MINI} for the bundled prompts"
+            f"dataset {spec!r} is a file; {unpack} that holds <config>.jsonl, speed/<config>/*.parquet or "
+            "<config>/*.parquet"
         )
-    raise ConfigError(f"dataset {spec!r}: no such folder; pass a folder, or {MINI} for the bundled prompts")
+    hub_id = hub.parse(spec)
+    if hub_id is None:
+        raise ConfigError(
+            f"dataset {spec!r}: no such folder; pass a folder, {MINI} for the bundled prompts, or a hub id"
+        )
+    return hub.folder(hub_id, CONFIGS, offline=offline), hub_id.id
 
 
-def _read_config(folder: Path, config: str, manifest: Manifest | None) -> tuple[Row, ...] | None:
+def _read_config(
+    folder: Path, config: str, manifest: Manifest | None, revisions: dict[str, tuple[str, Path]]
+) -> tuple[Entry, ...] | None:
     layouts = {
         "jsonl": [path for path in [folder / f"{config}.jsonl"] if path.is_file()],
-        "prepared": sorted((folder / "speed" / config).rglob("*.parquet")),
-        "parquet": sorted((folder / config).rglob("*.parquet")),
+        "prepared": _parquet_files(folder / "speed" / config),
+        "parquet": _parquet_files(folder / config),
     }
     found = {kind: paths for kind, paths in layouts.items() if paths}
     if not found:
@@ -132,40 +114,71 @@ def _read_config(folder: Path, config: str, manifest: Manifest | None) -> tuple[
         places = " and ".join(str(paths[0]) for paths in found.values())
         raise ConfigError(f"{folder}: {config} is there more than once ({places}); keep one")
     (paths,) = found.values()
-    rows = tuple(row for path in paths for row in _read_file(path, config, manifest))
-    if not rows:
+    entries = tuple(entry for path in paths for entry in _read_file(path, config, manifest, revisions))
+    if not entries:
         raise ConfigError(f"{folder}: {config} has no rows")
-    _refuse_duplicates(folder, config, rows)
-    return rows
+    _refuse_duplicates(folder, config, entries)
+    return entries
 
 
-def _read_file(path: Path, config: str, manifest: Manifest | None) -> tuple[Row, ...]:
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+
+
+def _read_file(
+    path: Path, config: str, manifest: Manifest | None, revisions: dict[str, tuple[str, Path]]
+) -> Iterator[Entry]:
     if manifest:
         manifest.verify(path)
-    rows = (read_jsonl if path.suffix == ".jsonl" else read_parquet)(path, config)
+    number = 0
+    sources: set[str] = set()
+    for position, row in (read_jsonl if path.suffix == ".jsonl" else read_parquet)(path, config):
+        number += 1
+        if row.source not in sources:
+            sources.add(row.source)
+            _refuse_mixed_revisions(row, path, revisions)
+        yield Entry.of(row, path, position)
     if manifest:
-        manifest.verify_rows(path, len(rows))
-    return rows
+        manifest.verify_rows(path, number)
 
 
-def _refuse_duplicates(folder: Path, config: str, rows: tuple[Row, ...]) -> None:
-    repeated = [name for name, count in Counter(row.question_id for row in rows).items() if count > 1]
+def _refuse_mixed_revisions(row: Row, path: Path, revisions: dict[str, tuple[str, Path]]) -> None:
+    """A ``source`` names its commit; two commits of one source mean that two releases of the data were mixed."""
+    before, commit = _pinned(row.source)
+    if commit is None:
+        return
+    other, place = revisions.setdefault(before, (commit, path))
+    if other != commit:
+        raise ConfigError(
+            f"{path}: question {row.question_id} comes from {before} at {commit}, but others ({place}) at {other}: "
+            "two revisions of the dataset are mixed; prepare it again in one go"
+        )
+
+
+def _pinned(source: str) -> tuple[str, str | None]:
+    """What stands before the commit in the address of a source, and the commit."""
+    parts = source.replace("@", "/").split("/")
+    place = next((i for i, part in enumerate(parts) if _COMMIT.fullmatch(part)), None)
+    return (source, None) if place is None else ("/".join(parts[:place]), parts[place])
+
+
+def _refuse_duplicates(folder: Path, config: str, entries: tuple[Entry, ...]) -> None:
+    repeated = [name for name, count in Counter(entry.question_id for entry in entries).items() if count > 1]
     if repeated:
         raise ConfigError(f"{folder}: {config} has the same question_id more than once: {_first(repeated)}")
 
 
-def _refuse_placeholders(folder: Path, rows_by_config: Mapping[str, tuple[Row, ...]]) -> None:
-    masked = {
-        config: [row.question_id for row in rows if row.is_placeholder] for config, rows in rows_by_config.items()
-    }
-    masked = {config: ids for config, ids in masked.items() if ids}
-    if not masked:
-        return
-    lines = [f"{config}: {len(ids)} of {len(rows_by_config[config])} ({_first(ids)})" for config, ids in masked.items()]
-    config = next(iter(masked)) if len(masked) == 1 else "all"
-    raise ConfigError(
+def _unresolved(
+    folder: Path, masked: Mapping[str, tuple[Entry, ...]], by_config: Mapping[str, tuple[Entry, ...]]
+) -> ConfigError:
+    lines = [
+        f"{config}: {len(entries)} of {len(by_config[config])} ({_first([entry.question_id for entry in entries])})"
+        for config, entries in masked.items()
+    ]
+    return ConfigError(
         f"{folder}: prompts that are still placeholders, which would be measured instead of the real text: "
-        f"{'; '.join(lines)}. Run {_PREPARE.format(config=config)}, which fetches them, and pass its output folder"
+        f"{'; '.join(lines)}. Run {prepare_command(masked)}, which fetches them, and pass its output folder; or "
+        "measure the rest with --speedbench-allow-partial"
     )
 
 
@@ -185,9 +198,3 @@ def _refuse_unknown_isl(folder: Path) -> None:
 def _first(ids: list[str]) -> str:
     shown = ", ".join(ids[:_SHOWN_IDS])
     return shown if len(ids) <= _SHOWN_IDS else f"{shown}, … {len(ids)} in all"
-
-
-def _point(config: str, name: str) -> Cell:
-    if config == "qualitative":
-        return Cell("qualitative", 1, category=name)
-    return Cell("throughput", 1, isl=config.removeprefix("throughput_"), difficulty=name)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pytest_speedbench.data.reading import read_bytes
 from pytest_speedbench.errors import ConfigError
 
 NAME = "manifest.json"
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Manifest:
         if expected is None:
             listed = ", ".join(self.sha256) or "none"
             raise ConfigError(f"{path}: not listed in {NAME} (which lists {listed}); remove the file or list it")
-        found = hashlib.sha256(read_bytes(path)).hexdigest()
+        found = _sha256(path)
         if found != expected:
             raise ConfigError(
                 f"{path}: not the file of {self.id}: sha256 {found}, but {NAME} says {expected}; "
@@ -68,16 +69,36 @@ def read_manifest(folder: Path) -> Manifest | None:
             sha256={name: sha256 for name, (sha256, _) in files.items()},
             rows={name: rows for name, (_, rows) in files.items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # ValueError covers broken JSON and broken UTF-8.
         raise ConfigError(
             f"{path}: not a dataset manifest of the form {{id, files: {{name: {{sha256, rows}}}}}} "
             f"({type(error).__name__}: {error})"
         ) from None
-    missing = [name for name in manifest.sha256 if not (folder / name).is_file()]
+    outside = [
+        name for name in manifest.sha256 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    ]
+    if outside:
+        raise ConfigError(f"{path}: lists {', '.join(outside)}, which lies outside the folder")
+    try:
+        missing = [name for name in manifest.sha256 if not (folder / name).is_file()]
+    except (OSError, ValueError) as error:
+        # A name too long for the file system, or with a NUL.
+        raise ConfigError(f"{path}: lists a file that cannot be there ({error})") from None
     if missing:
         raise ConfigError(f"{path}: lists {', '.join(missing)}, which the folder does not have")
     return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, ISLS
@@ -36,6 +37,21 @@ class Row:
     def is_placeholder(self) -> bool:
         """Whether a turn is upstream's stand-in for text that its prepare step has yet to fetch."""
         return any(turn.startswith(SENTINEL) for turn in self.turns)
+
+    def digest(self) -> bytes:
+        """The identity of the prompt: sha256 over id and turns, each as 8 bytes of length and UTF-8."""
+        digest = hashlib.sha256()
+        for text in (self.question_id, *self.turns):
+            data = text.encode()
+            # Lengths keep the borders between turns, so moving text from one to the next changes the hash.
+            digest.update(len(data).to_bytes(8, "big"))
+            digest.update(data)
+        return digest.digest()
+
+
+def content_sha256(prompts: Iterable[tuple[str, bytes]]) -> str:
+    """The identity of a set of prompts, given as (question_id, digest): sha256 over the digests by id."""
+    return hashlib.sha256(b"".join(digest for _, digest in sorted(prompts))).hexdigest()
 
 
 def categories_of(config: str) -> tuple[str, ...]:

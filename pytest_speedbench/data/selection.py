@@ -1,18 +1,38 @@
-"""Which prompts of a cell are used: seeded, nested and independent of the order in the file."""
+"""Which prompts of a cell are used: by default seeded, nested and independent of the order in the file."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from pytest_speedbench.data.schema import Row
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.names import PROMPT_ORDERS
+
+STRATIFIED, ROUND_ROBIN = PROMPT_ORDERS
 
 
-def select(rows: Sequence[Row], n: int | None, seed: int) -> tuple[Row, ...]:
-    """At most ``n`` of ``rows``; all of them, in file order, when ``n`` is None or not below their number.
+class Named(Protocol):
+    """What a choice depends on."""
+
+    @property
+    def question_id(self) -> str:
+        """Unique in a cell."""
+
+    @property
+    def sub_category(self) -> str:
+        """The stratum."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def select(rows: Sequence[N], n: int | None, seed: int, order: str = STRATIFIED) -> tuple[N, ...]:
+    """At most ``n`` of the ``rows`` of one cell; all, in file order, when ``n`` is None or not below their number.
+
+    ``round-robin`` is what SPEED-Bench's own --num_requests takes: it goes round the categories and takes
+    row i of each, so a cell gets its first rows of the file. ``stratified``:
 
     A choice is a prefix of one seeded order, so that the first 8 prompts are among the first 16, and
     it is stratified by ``sub_category``, so that each prefix holds about every stratum's share. The
@@ -24,6 +44,8 @@ def select(rows: Sequence[Row], n: int | None, seed: int) -> tuple[Row, ...]:
         raise ConfigError(f"a cell needs at least one prompt, not {n}")
     if n is None or n >= len(rows):
         return tuple(rows)
+    if order == ROUND_ROBIN:
+        return tuple(rows[:n])
     strata = defaultdict(list)
     for row in rows:
         strata[row.sub_category].append(row)
@@ -36,16 +58,6 @@ def select(rows: Sequence[Row], n: int | None, seed: int) -> tuple[Row, ...]:
         ranked += [((i + start) / len(members), _digest(seed, "row", r.question_id), r) for i, r in enumerate(members)]
     ranked.sort(key=lambda entry: entry[:2])
     return tuple(row for _, _, row in ranked[:n])
-
-
-def content_sha256(rows: Iterable[Row]) -> str:
-    """The identity of a set of prompts: sha256 over id and turns, whatever the order of ``rows``."""
-    digest = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: row.question_id):
-        # JSON keeps the borders between turns, so moving text from one to the next changes the hash.
-        digest.update(json.dumps([row.question_id, row.turns], separators=(",", ":")).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
 
 
 def _digest(seed: int, kind: str, name: str) -> bytes:

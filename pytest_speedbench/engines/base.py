@@ -37,7 +37,8 @@ class Profile:
     """One way to launch one engine. ``label`` is what item ids show.
 
     ``gpus`` is the number of GPUs that one replica takes, at least ``tensor_parallel``. ``base_url`` is that of
-    a server that someone else runs; nothing is launched then. ``options`` is the engine's own part of
+    a server that someone else runs; nothing is launched then. ``completions`` and ``chat_template_args`` say
+    how a chat becomes a prompt. ``options`` is the engine's own part of
     the profile file. Which keys it may have is the engine module's business.
     """
 
@@ -50,6 +51,8 @@ class Profile:
     tensor_parallel: int = 1
     gpus: int = 1
     base_url: str | None = None
+    completions: bool = False
+    chat_template_args: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from pytest_speedbench.names import PARTIAL
+
 STATIC_FIELDS = (
     "engine",
     "model",
@@ -65,12 +67,18 @@ class Match:
     ignore_eos: bool | None = None
 
     def static_mismatches(self, facts: Facts) -> tuple[str, ...]:
-        """One line per field known before the start that differs, empty when all fit."""
-        return tuple(
+        """One line per field known before the start that differs, empty when all fit.
+
+        A partial dataset has to be named, since its values are not those of the full one.
+        """
+        lines = [
             _mismatch(name, getattr(self, name), getattr(facts, name))
             for name in STATIC_FIELDS
             if getattr(self, name) is not None and getattr(self, name) != getattr(facts, name)
-        )
+        ]
+        if self.dataset is None and facts.dataset.endswith(PARTIAL):
+            lines.append(_mismatch("dataset", "a full one (none is named)", facts.dataset))
+        return tuple(lines)
 
     def runtime_mismatches(self, facts: Facts) -> tuple[str, ...]:
         """One line per field known only after the start that differs, empty when all fit."""

@@ -29,7 +29,7 @@ class Conversation:
     question_id: str
     category: str
     user_turns: tuple[str, ...]
-    first_ids: tuple[int, ...]
+    first_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,11 @@ from pytest_speedbench.measure.steps import step_total
 
 MAX_CLIENT_LAG_S = 0.010
 MAX_CLIENT_CPU_SHARE = 0.9
+MAX_SEND_DELAY_S = 0.25
+"""At p99. Where 512 streams end on one step, the last is replaced 0.1 s later, in which engines have long been busy."""
+MAX_CLOCK_ERROR_S = 0.001
+MIN_CONCURRENCY_SHARE = 0.95
+"""Of the streams asked for, how many were in flight on average."""
 _NAMED = 3
 
 
@@ -68,18 +73,31 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
 
 
 def client_problem(
-    client: Client, *, max_lag_s: float = MAX_CLIENT_LAG_S, max_cpu_share: float = MAX_CLIENT_CPU_SHARE
+    client: Client,
+    *,
+    concurrency: int | None = None,
+    max_lag_s: float = MAX_CLIENT_LAG_S,
+    max_cpu_share: float = MAX_CLIENT_CPU_SHARE,
 ) -> Reason | None:
     """``client_saturated`` when the load client was too slow to time anything, else None.
 
     For gates on rates and latencies only: token and step counts do not depend on the client's pace.
-    A value that is not a number counts as too slow.
+    A value that is not a number counts as too slow, one that was not measured (None) does not.
+    ``concurrency`` is what was asked for.
     """
     slow = []
     if not client.lag_p99_s <= max_lag_s:
         slow.append(f"its event loop lagged {client.lag_p99_s * 1e3:.1f} ms at p99 (limit {max_lag_s * 1e3:.1f} ms)")
     if not client.cpu_share <= max_cpu_share:
         slow.append(f"it used {client.cpu_share:.0%} of a CPU (limit {max_cpu_share:.0%})")
+    delay, error, mean = client.send_delay_p99_s, client.clock_error_s, client.concurrency_mean
+    if delay is not None and not delay <= MAX_SEND_DELAY_S:
+        slow.append(f"it sent {delay * 1e3:.0f} ms late at p99 (limit {MAX_SEND_DELAY_S * 1e3:.0f} ms)")
+    if error is not None and not error <= MAX_CLOCK_ERROR_S:
+        limit = MAX_CLOCK_ERROR_S * 1e3
+        slow.append(f"the clocks of its processes differ by up to {error * 1e3:.1f} ms (limit {limit:.1f} ms)")
+    if concurrency is not None and mean is not None and not mean >= MIN_CONCURRENCY_SHARE * concurrency:
+        slow.append(f"it kept {mean:.1f} of {concurrency} streams in flight (at least {MIN_CONCURRENCY_SHARE:.0%})")
     return Reason("client_saturated", f"the load client was saturated: {' and '.join(slow)}") if slow else None
 
 

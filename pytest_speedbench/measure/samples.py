@@ -177,10 +177,22 @@ class StepTotal:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How the load client itself did. ``lag_p99_s`` is the event loop's lag."""
+    """How the load client itself did; of several worker processes the worst.
+
+    ``lag_p99_s`` is the event loop's lag. ``concurrency_mean`` and ``concurrency_min`` are turns in flight over
+    the steady window, None without one. ``send_delay_p99_s`` is from when a turn could be sent to its first byte
+    out, ``clock_error_s`` how far clocks of workers can be apart, ``kernel_stamped`` the share of
+    reads whose time stamp is the kernel's and so does not depend on the lag. None: not measured.
+    """
 
     lag_p99_s: float
     cpu_share: float
+    workers: int = 1
+    concurrency_mean: float | None = None
+    concurrency_min: int | None = None
+    send_delay_p99_s: float | None = None
+    clock_error_s: float | None = None
+    kernel_stamped: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,10 @@ class Fields:
         assert isinstance(value, kind)
         return value
 
+    def has(self, name: str) -> bool:
+        """Whether a field is there, for those that artifacts of earlier versions lack."""
+        return name in self.data
+
     def text(self, name: str) -> str:
         """A string."""
         return self._typed(name, str)

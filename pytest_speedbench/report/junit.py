@@ -41,6 +41,8 @@ def properties(result: CellResult) -> list[Property]:
         ("turns", result.turns),
         ("steps_source", result.steps_source),
         ("prompts_sha256", result.prompts_sha256),
+        ("isl_mean", None if result.isl is None else result.isl.mean),
+        ("masked", result.masked or None),
         ("duration_s", result.duration_s),
     ]
     for gate in result.gates:

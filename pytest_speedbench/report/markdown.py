@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pytest_speedbench.report.control import COLUMNS, NOTE, TITLE, pairs
 from pytest_speedbench.report.failure import headline
 from pytest_speedbench.report.ranking import by_profile, deciding_gate, outcome, verdict_word, worst_first
 from pytest_speedbench.report.run_info import RunInfo
@@ -55,6 +56,7 @@ def _markdown(run: RunInfo, results: Sequence[CellResult], most_cells: int) -> s
         lines += [f"### {escape(profile)}{version}", "", _table_row(_HEAD), _table_row(_ALIGN)]
         lines += [_table_row(_cells(result)) for result in group]
         lines.append("")
+        lines += _control(group)
     if len(shown) < len(results):
         lines += [f"{len(results) - len(shown)} more cells are in the artifact; this page is limited in size.", ""]
     open_cells = [result for result in shown if verdict_word(result) not in ("PASS", "UNGATED")]
@@ -68,6 +70,14 @@ def _markdown(run: RunInfo, results: Sequence[CellResult], most_cells: int) -> s
     return "\n".join(lines)
 
 
+def _control(group: Sequence[CellResult]) -> list[str]:
+    found = pairs(group)
+    if not found:
+        return []
+    head = [_table_row([column.title for column in COLUMNS]), _table_row([":-", *["-:"] * (len(COLUMNS) - 1)])]
+    return [f"**{TITLE}**: {NOTE}.", "", *head, *(_table_row([escape(c) for c in pair.cells]) for pair in found), ""]
+
+
 def _cells(result: CellResult) -> tuple[str, ...]:
     gate, word = deciding_gate(result), verdict_word(result)
     length, speed = result.metrics.get("acceptance_length"), result.metrics.get("output_tps")
@@ -76,7 +86,7 @@ def _cells(result: CellResult) -> tuple[str, ...]:
     return (
         _ICONS[word],
         escape(item_name(result).removeprefix(f"{result.profile}-")),
-        str(result.conversations),
+        f"{result.conversations} (partial)" if result.masked else str(result.conversations),
         number("acceptance_length", length.value if length else None),
         interval,
         number("output_tps", speed.value if speed else None),

@@ -35,7 +35,7 @@ def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redacto
         **head,
         "planned": [list(pair) for pair in window.planned],
         "counters": {name: getattr(window.counters, name) for name in (*COUNTERS, "slack")},
-        "client": {"lag_p99_s": number(window.client.lag_p99_s), "cpu_share": number(window.client.cpu_share)},
+        "client": _client_to_json(window.client),
         "steady_ns": window.steady_ns and list(window.steady_ns),
         "steps": window.steps and {"low": window.steps.low, "high": window.steps.high, "source": window.steps.source},
         "turns": len(window.turns),
@@ -52,6 +52,19 @@ def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redacto
             "reason": failure.reason,
             "message": redactor.text(failure.message),
         }
+
+
+def _client_to_json(client: Client) -> JSONObject:
+    return {
+        "lag_p99_s": number(client.lag_p99_s),
+        "cpu_share": number(client.cpu_share),
+        "workers": client.workers,
+        "concurrency_mean": number(client.concurrency_mean),
+        "concurrency_min": client.concurrency_min,
+        "send_delay_p99_s": number(client.send_delay_p99_s),
+        "clock_error_s": number(client.clock_error_s),
+        "kernel_stamped": number(client.kernel_stamped),
+    }
 
 
 def _turn_to_json(turn: Turn, *, keep_output_ids: bool) -> JSONObject:
@@ -117,7 +130,7 @@ class Lines:
                 raise ConfigError(f"{row.where}: unknown type {kind!r}")
         if (len(turns), len(failures)) != (head.integer("turns"), head.integer("failures")):
             raise ConfigError(f"{self.where}: lines are missing or too many")
-        counters, client = head.child("counters"), head.child("client")
+        counters = head.child("counters")
         window = Window(
             cell=cell_from_json(head.child("cell")),
             planned=tuple(_planned(pair, head.where) for pair in head.array("planned")),
@@ -126,11 +139,28 @@ class Lines:
             counters=Counters(
                 **{name: counters.optional_integer(name) for name in COUNTERS}, slack=counters.integer("slack")
             ),
-            client=Client(client.number("lag_p99_s"), client.number("cpu_share")),
+            client=_client_from_json(head.child("client")),
             steady_ns=_steady(head),
             steps=_step_total(head.optional_child("steps")),
         )
         return head.text("profile"), window
+
+
+def _client_from_json(read: Fields) -> Client:
+    lag_p99_s, cpu_share = read.number("lag_p99_s"), read.number("cpu_share")
+    if "workers" not in read.data:
+        # Written before there were workers.
+        return Client(lag_p99_s, cpu_share)
+    return Client(
+        lag_p99_s,
+        cpu_share,
+        workers=read.integer("workers"),
+        concurrency_mean=read.optional_number("concurrency_mean"),
+        concurrency_min=read.optional_integer("concurrency_min"),
+        send_delay_p99_s=read.optional_number("send_delay_p99_s"),
+        clock_error_s=read.optional_number("clock_error_s"),
+        kernel_stamped=read.optional_number("kernel_stamped"),
+    )
 
 
 def _turn_from_json(read: Fields) -> Turn:

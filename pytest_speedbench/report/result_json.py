@@ -16,7 +16,7 @@ from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report.decode import Fields
 from pytest_speedbench.report.redact import Redactor
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, Lengths
 
 JSONObject = dict[str, object]
 
@@ -46,16 +46,19 @@ def result_to_json(result: CellResult) -> JSONObject:
         "prompts_sha256": result.prompts_sha256,
         "steps_source": result.steps_source,
         "duration_s": number(result.duration_s),
+        "isl": result.isl and {"min": result.isl.least, "mean": number(result.isl.mean), "max": result.isl.most},
+        "masked": result.masked,
     }
 
 
 def result_from_json(data: object, where: str = "cell") -> CellResult:
     """What ``result_to_json`` wrote. Raises ConfigError for anything else."""
     read = data if isinstance(data, Fields) else Fields(data, where)
-    verdict, acceptance, metrics = (
+    verdict, acceptance, metrics, isl = (
         read.optional_text("verdict"),
         read.optional_child("acceptance"),
         read.child("metrics"),
+        read.optional_child("isl") if read.has("isl") else None,
     )
     return CellResult(
         profile=read.text("profile"),
@@ -72,6 +75,8 @@ def result_from_json(data: object, where: str = "cell") -> CellResult:
         prompts_sha256=read.text("prompts_sha256"),
         steps_source=read.text("steps_source"),
         duration_s=read.number("duration_s"),
+        isl=None if isl is None else Lengths(isl.integer("min"), isl.number("mean"), isl.integer("max")),
+        masked=read.integer("masked") if read.has("masked") else 0,
     )
 
 

@@ -16,7 +16,22 @@ from typing import NamedTuple
 from pytest_speedbench import __version__
 from pytest_speedbench.report.redact import Redactor, redact
 
-__all__ = ["EngineRecord", "GpuRecord", "OptionRecord", "RunInfo", "collect", "plain_json", "redact"]
+__all__ = ["CellData", "EngineRecord", "GpuRecord", "OptionRecord", "RunInfo", "collect", "plain_json", "redact"]
+
+
+class CellData(NamedTuple):
+    """What a dataset has for one cell, whatever the concurrency.
+
+    ``masked`` prompts are placeholders and left out of the other counts; ``multiturn`` ones have more than
+    one turn. ``sha256`` is the identity of the prompts, whatever their order.
+    """
+
+    cell: str
+    prompts: int
+    masked: int
+    multiturn: int
+    turns: int
+    sha256: str
 
 
 class OptionRecord(NamedTuple):
@@ -80,7 +95,10 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Everything about a run that is not a cell. ``started`` is UTC in ISO 8601."""
+    """Everything about a run that is not a cell. ``started`` is UTC in ISO 8601.
+
+    ``dataset_cells`` is all that the dataset has, measured or not.
+    """
 
     started: str
     argv: tuple[str, ...]
@@ -91,6 +109,7 @@ class RunInfo:
     cpu: str
     dataset: str
     dataset_sha256: str = ""
+    dataset_cells: tuple[CellData, ...] = ()
     thresholds: tuple[str, ...] = ()
     options: tuple[OptionRecord, ...] = ()
     engines: tuple[EngineRecord, ...] = ()
@@ -116,6 +135,7 @@ def collect(
     environ: Mapping[str, str],
     dataset: str,
     dataset_sha256: str = "",
+    dataset_cells: Iterable[CellData] = (),
     thresholds: Iterable[str] = (),
     options: Iterable[tuple[str, object, str]] = (),
     engines: Iterable[EngineRecord] = (),
@@ -137,6 +157,7 @@ def collect(
         cpu=_cpu(),
         dataset=redactor.text(dataset),
         dataset_sha256=dataset_sha256,
+        dataset_cells=tuple(dataset_cells),
         thresholds=tuple(redactor.value(path) for path in thresholds),
         options=tuple(_option(redactor, *option) for option in options),
         engines=tuple(clean_engine(engine, redactor) for engine in engines),

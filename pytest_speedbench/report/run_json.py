@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_speedbench.report.decode import Fields
-from pytest_speedbench.report.run_info import EngineRecord, GpuRecord, OptionRecord, RunInfo, plain_json
+from pytest_speedbench.report.run_info import CellData, EngineRecord, GpuRecord, OptionRecord, RunInfo, plain_json
 
 JSONObject = dict[str, object]
 
@@ -18,7 +18,11 @@ def run_to_json(run: RunInfo) -> JSONObject:
         "pytest_version": run.pytest_version,
         "platform": run.platform,
         "cpu": run.cpu,
-        "dataset": {"id": run.dataset, "sha256": run.dataset_sha256},
+        "dataset": {
+            "id": run.dataset,
+            "sha256": run.dataset_sha256,
+            "cells": [cell._asdict() for cell in run.dataset_cells],
+        },
         "thresholds": list(run.thresholds),
         "options": [option._asdict() for option in run.options],
         "engines": [engine_to_json(engine) for engine in run.engines],
@@ -41,6 +45,17 @@ def run_from_json(read: Fields) -> RunInfo:
         cpu=read.text("cpu"),
         dataset=dataset.text("id"),
         dataset_sha256=dataset.text("sha256"),
+        dataset_cells=tuple(
+            CellData(
+                cell=cell.text("cell"),
+                prompts=cell.integer("prompts"),
+                masked=cell.integer("masked"),
+                multiturn=cell.integer("multiturn"),
+                turns=cell.integer("turns"),
+                sha256=cell.text("sha256"),
+            )
+            for cell in (dataset.children("cells") if dataset.has("cells") else ())
+        ),
         thresholds=read.texts("thresholds"),
         options=tuple(
             OptionRecord(option.text("name"), option.text("value"), option.text("origin"))

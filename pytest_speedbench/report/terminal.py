@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.report.control import control_lines
 from pytest_speedbench.report.histogram import histogram_lines
 from pytest_speedbench.report.ranking import UNGATED, by_profile, deciding_gate, verdict_word, worst_first
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
@@ -96,6 +97,7 @@ def summary_lines(
         histogram = histogram_lines(group, width=width, encoding=encoding)
         lines += [[("", {})], *histogram] if histogram else []
         lines.append([("", {})])
+        lines += control_lines(group, width=width, encoding=encoding)
     lines += _counts(results, width, encoding)
     for notice in _notices(results, measure_only=measure_only, partial=partial):
         lines += [[(text, _MARKUP["INCONCLUSIVE"])] for text in wrap(notice, width, "", encoding)]
@@ -172,13 +174,22 @@ def _row(result: CellResult, *, with_concurrency: bool) -> Row:
         "limit": limit(gate) if gate else MISSING,
         "headroom": percent(gate.headroom, signed=True) if gate else MISSING,
         "detects": percent(gate.mde_not_passed) if gate else MISSING,
-        "verdict": word.lower() if result.verdict is None else word,
+        "verdict": _verdict(result),
         **values,
     }
     markup = {"verdict": _MARKUP[word]}
     if result.verdict is not Verdict.PASS:
         markup["headroom"] = _MARKUP[word]
     return Row(tuple(cells.get(column.title, MISSING) for column in COLUMNS), markup, tuple(reasons(result)))
+
+
+def _verdict(result: CellResult) -> str:
+    word = verdict_word(result)
+    if result.cell.is_control:
+        word = "control" if result.verdict is None else f"{word} (control)"
+    elif result.verdict is None:
+        word = word.lower()
+    return f"{word} (partial)" if result.masked else word
 
 
 def _ungated(group: Sequence[CellResult]) -> str:
@@ -220,6 +231,12 @@ def _notices(results: Sequence[CellResult], *, measure_only: bool, partial: bool
         yield "measured only: nothing was compared with a limit, so nothing passed"
     if partial:
         yield "partial: a selection ran, the cells left out have no verdict"
+    masked = [result for result in results if result.masked]
+    if masked:
+        yield (
+            f"partial data in {len(masked)} of {len(results)} cells: their placeholders were left out, so their values "
+            "are not comparable with those of the full dataset"
+        )
 
 
 def _limits(results: Sequence[CellResult]) -> Iterable[str]:

@@ -130,9 +130,15 @@ def ascii_only(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
 
 
+def partial_data(result: CellResult) -> str:
+    """That prompts of a cell are placeholders and were left out."""
+    return f"partial: {result.masked} prompts are placeholders and were left out; not comparable with the full cell"
+
+
 def reasons(result: CellResult) -> list[str]:
-    """Why a cell did not pass, the gravest first: INVALID reasons, then each gate that was not met."""
-    lines = [f"{reason.code}: {first_line(reason.message)}" for reason in result.reasons]
+    """What to know of a cell beside its numbers: left-out prompts, INVALID reasons, each gate that was not met."""
+    lines = [partial_data(result)] if result.masked else []
+    lines += [f"{reason.code}: {first_line(reason.message)}" for reason in result.reasons]
     told = {reason.code for reason in result.reasons}
     for verdict in (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE):
         for gate in result.gates:

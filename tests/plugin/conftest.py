@@ -20,7 +20,9 @@ def clean_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             foreign = name.startswith(("SPEEDBENCH_", "GITHUB_", "PYTEST_ADDOPTS", "PYTEST_XDIST"))
-            if name != "SPEEDBENCH_STATE_DIR" and (foreign or name in ("CI", "BUILD_NUMBER")):
+            if name not in ("SPEEDBENCH_STATE_DIR", "SPEEDBENCH_CACHE_DIR") and (
+                foreign or name in ("CI", "BUILD_NUMBER")
+            ):
                 patch.delenv(name)
         patch.setenv("COLUMNS", "200")
         patch.setenv("PYTHONUTF8", "1")

@@ -187,3 +187,46 @@ def test_one_address_is_one_server(attached: Path) -> None:
         attached, "--speedbench-engine=vllm,sglang", "--speedbench-base-url=http://127.0.0.1:8000"
     )
     files.refused(result, "--speedbench-base-url is one server, but 2 engines are named")
+
+
+# The control
+
+
+def test_a_control_beside_the_real_cells(attached: Path, serve: Serve) -> None:
+    long = "Count the words of this sentence, then name a colour and a city, and say why. " * 8
+    files.write_prompts(attached / "prompts", {"mixed": [[f"{n}. {long}"] for n in range(4)]}, "throughput_1k")
+    limits = "schema: 1\nmatch: {engine: vllm}\ngates:\n  - cell: {split: throughput}\n    output_tps: {min: 0.01}\n"
+    (attached / "limits.yaml").write_text(limits, encoding="utf-8")
+    attach = ("--speedbench-engine=vllm", f"--speedbench-base-url={serve('vllm')}", "--speedbench-concurrency=1")
+
+    result = files.run_pytest(
+        attached, *attach, "--speedbench-split=throughput", "--speedbench-dataset=prompts,random-uniform"
+    )
+
+    text = files.text(result)
+    assert result.ret == pytest.ExitCode.OK, text
+    assert "random tokens (control) against real prompts" in text
+    real, control = files.artifact(attached)["cells"]
+    assert (real["cell"]["difficulty"], real["verdict"]) == ("mixed", "PASS")
+    # It would pass the limit of all throughput cells, but it is nothing that a limit may be for.
+    assert (control["cell"]["difficulty"], control["verdict"], control["gates"]) == ("random", None, [])
+    assert control["conversations"] == 4
+    # The template adds the same to each; what is in it is 1k within two tokens.
+    assert control["isl"]["max"] - control["isl"]["min"] <= 4
+    assert 1000 <= control["isl"]["mean"] < 1060
+
+
+def test_a_control_alone_needs_no_limits_and_no_data(attached: Path, serve: Serve) -> None:
+    attach = ("--speedbench-engine=vllm", f"--speedbench-base-url={serve('vllm')}", "--speedbench-concurrency=1,2")
+
+    result = files.run_pytest(
+        attached, *attach, "--speedbench-isl=1k", "--speedbench-dataset=random", "--speedbench-prompts=2"
+    )
+
+    text = files.text(result)
+    assert result.ret == pytest.ExitCode.OK, text
+    assert "measured only: nothing was compared with a limit" in text
+    assert [(cell["item_id"], cell["verdict"]) for cell in files.artifact(attached)["cells"]] == [
+        ("vllm-throughput-1k-random-c1", None),
+        ("vllm-throughput-1k-random-c2", None),
+    ]

@@ -15,7 +15,9 @@ import pytest
 import pytest_speedbench.data.loading as loading
 from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, SPLITS, Axes, Cell, expand, isl_tokens
 from pytest_speedbench.data.buckets import FILLER
-from pytest_speedbench.data.loading import Dataset, config_of, load
+from pytest_speedbench.data.dataset import Dataset, config_of
+from pytest_speedbench.data.loading import load
+from pytest_speedbench.data.schema import Row
 from pytest_speedbench.errors import ConfigError
 from tests.unit.test_buckets import encode_o200k
 
@@ -26,6 +28,10 @@ CONFIGS = ("qualitative", "throughput_1k", "throughput_2k")
 @pytest.fixture(scope="module")
 def mini() -> Dataset:
     return load("mini")
+
+
+def rows_of(dataset: Dataset, config: str) -> tuple[Row, ...]:
+    return dataset.rows(dataset.entries_by_config[config])
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +55,14 @@ def test_its_name_says_that_it_is_not_speed_bench(mini: Dataset) -> None:
 
 
 def test_eleven_categories_of_eight_prompts(mini: Dataset) -> None:
-    rows = mini.rows_by_config["qualitative"]
+    rows = rows_of(mini, "qualitative")
 
     assert Counter(row.category for row in rows) == dict.fromkeys(CATEGORIES, 8)
 
 
 @pytest.mark.parametrize("config", CONFIGS[1:])
 def test_three_difficulties_of_sixteen_prompts(mini: Dataset, config: str) -> None:
-    rows = mini.rows_by_config[config]
+    rows = rows_of(mini, config)
 
     assert Counter(row.category for row in rows) == dict.fromkeys(DIFFICULTIES, 16)
     assert all(len(row.turns) == 1 for row in rows)
@@ -70,11 +76,11 @@ def test_it_plans_every_category_and_both_buckets(mini: Dataset) -> None:
 
 
 def test_many_conversations_have_more_than_one_turn(mini: Dataset) -> None:
-    rows = [row for row in mini.rows_by_config["qualitative"] if len(row.turns) > 1]
+    rows = [row for row in rows_of(mini, "qualitative") if len(row.turns) > 1]
 
     assert len(rows) >= 12
     assert {row.category for row in rows} == set(CATEGORIES) - {"qa", "summarization"}
-    assert all(row.multiturn == (len(row.turns) > 1) for rows in mini.rows_by_config.values() for row in rows)
+    assert all(row.multiturn == (len(row.turns) > 1) for config in CONFIGS for row in rows_of(mini, config))
 
 
 def test_ids_are_32_hex_characters_and_unique_in_the_whole_set(records: list[dict[str, Any]]) -> None:
@@ -115,20 +121,20 @@ def test_the_data_card_says_what_it_is_not() -> None:
 def test_throughput_prompts_fit_their_bucket_within_two_tokens(mini: Dataset, manifest: dict[str, Any]) -> None:
     for config in CONFIGS[1:]:
         target = isl_tokens(config.removeprefix("throughput_"))
-        for row in mini.rows_by_config[config]:
+        for row in rows_of(mini, config):
             tokens = len(encode_o200k(row.turns[0]))
             assert abs(tokens - target) <= 2
             assert tokens == manifest["tokens"][config][row.question_id]
 
 
 def test_throughput_prompts_are_hardly_padded(mini: Dataset) -> None:
-    rows = [row for config in CONFIGS[1:] for row in mini.rows_by_config[config]]
+    rows = [row for config in CONFIGS[1:] for row in rows_of(mini, config)]
 
     assert max(row.turns[0].count(FILLER) for row in rows) <= 30
 
 
 def test_qualitative_prompts_are_cheap(mini: Dataset) -> None:
-    lengths = [len(encode_o200k(row.turns[0])) for row in mini.rows_by_config["qualitative"]]
+    lengths = [len(encode_o200k(row.turns[0])) for row in rows_of(mini, "qualitative")]
 
     assert max(lengths) <= 604
     assert sum(lengths) / len(lengths) == pytest.approx(112, abs=0.5)
@@ -139,7 +145,7 @@ LETTERS = {"de": "äöüß", "fr": "éèêç", "es": "áéíóúñ"}
 
 
 def test_multilingual_prompts_are_in_eight_languages(mini: Dataset) -> None:
-    rows = mini.prompts(Cell("qualitative", 1, category="multilingual"))
+    rows = mini.rows(mini.prompts(Cell("qualitative", 1, category="multilingual")))
     languages = {re.split("[-_]", row.sub_category)[0]: row.turns[0] for row in rows}
 
     assert languages.keys() == SCRIPTS.keys() | LETTERS.keys()
@@ -162,7 +168,7 @@ def test_text_is_clean(records: list[dict[str, Any]]) -> None:
 
 def test_the_manifest_describes_every_cell(mini: Dataset, manifest: dict[str, Any]) -> None:
     for point in mini.points():
-        rows = mini.prompts(point)
+        rows = mini.rows(mini.prompts(point))
         cell = manifest["cells"][config_of(point)][point.category or point.difficulty]
         assert cell["prompts"] == len(rows)
         assert cell["turns"] == sum(len(row.turns) for row in rows)
@@ -250,4 +256,4 @@ def test_a_folder_named_mini_in_the_current_directory_does_not_take_its_place(
     assert load("mini").path == MINI
 
 
-PINNED = "8bab5eb9ee266a6bfe115f7e28e52dc8d933c176d6f72ec6823854b3ec3c1568"
+PINNED = "0159a960234407b377d28797db654cfd4ad7896d713ea3c79de75dfa1bb723a4"

@@ -1,14 +1,20 @@
 """Selection of prompts: nested, seeded, stratified, and blind to the order in the file."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_speedbench.data.schema import Row
-from pytest_speedbench.data.selection import content_sha256, select
+from pytest_speedbench.data.schema import content_sha256 as of_digests
+from pytest_speedbench.data.selection import select
 from pytest_speedbench.errors import ConfigError
+
+
+def content_sha256(rows: Iterable[Row]) -> str:
+    return of_digests((row.question_id, row.digest()) for row in rows)
 
 
 def row(number: int, sub_category: str = "", turns: tuple[str, ...] = ("a",)) -> Row:
@@ -86,6 +92,14 @@ def test_the_choice_is_the_same_on_every_machine_and_version() -> None:
     assert [int(r.question_id, 16) for r in select(some, 6, 0)] == PINNED_CHOICE
 
 
+def test_round_robin_is_what_upstream_takes() -> None:
+    """Upstream goes round the categories and takes row i of each: of 2 categories and n = 6, three rows each."""
+    some = [row(i, "ab"[i % 2]) for i in range(16)]
+
+    assert select(some, 3, 0, "round-robin") == select(some, 3, 7, "round-robin") == tuple(some[:3])
+    assert select(some, 99, 0, "round-robin") == tuple(some)
+
+
 @pytest.mark.parametrize("n", [0, -1])
 def test_less_than_one_prompt_is_refused(n: int) -> None:
     with pytest.raises(ConfigError, match="at least one prompt"):
@@ -111,4 +125,4 @@ def test_the_content_hash_is_pinned() -> None:
 
 
 PINNED_CHOICE = [11, 2, 9, 12, 13, 0]
-PINNED_HASH = "67d0791a8d9800e97d239b3c43065ff8a6a15676ceebe53f5663582d7e5cc257"
+PINNED_HASH = "aa90df092687133c6a7489245ac69739a7356b9fd40b36acf3a9a61a44584d01"

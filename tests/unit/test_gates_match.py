@@ -48,6 +48,13 @@ def test_fields_that_are_not_given_accept_anything() -> None:
     assert Match().runtime_mismatches(replace(FACTS, engine_version=None, gpus=())) == ()
 
 
+def test_a_partial_dataset_has_to_be_named() -> None:
+    facts = replace(FACTS, dataset="own@1+partial")
+    assert Match().static_mismatches(facts) == ("dataset: wanted 'a full one (none is named)', found 'own@1+partial'",)
+    assert Match(dataset="own@1").static_mismatches(facts) == ("dataset: wanted 'own@1', found 'own@1+partial'",)
+    assert Match(dataset="own@1+partial").static_mismatches(facts) == ()
+
+
 @pytest.mark.parametrize(
     ("changed", "line"),
     [

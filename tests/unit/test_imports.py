@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("options", "cells"),
     ("measure",),
     ("gates",),
-    ("engines.base", "data", "tokenize"),
+    ("engines.base", "data", "tokenize", "token_cache", "gguf_tokenizer", "gguf_metadata"),
     ("engines",),
     ("load",),
     ("results",),
@@ -34,30 +34,30 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("custom", "outcomes", "collecting"),
     ("fixtures",),
     ("lifecycle",),
-    ("suite", "plugin", "init", "calibration", "cli"),
+    ("suite", "plugin", "init", "calibration", "data_command", "cli"),
 )
 FREE = ("custom", "outcomes", "collecting", "planning", "running", "judging", "options", "cells", "errors")
 """Modules of one file each: within their layer they do not import one another."""
 
 ALLOWED = {
-    "httpx": ("load/client.py",),
+    "httpx": ("data/embedding.py", "load/client.py"),
     "aiohttp": ("load/client.py",),
     "httpx_aiohttp": ("load/client.py",),
     "prometheus_client": ("engines/prometheus.py",),
     "psutil": ("engines/leases.py", "engines/process.py"),
     "pynvml": ("engines/gpus.py",),
-    "yaml": ("gates/yaml_nodes.py", "settings.py"),
+    "yaml": ("data/tiers.py", "gates/yaml_nodes.py", "settings.py"),
     "subprocess": ("engines/installed.py", "engines/process.py"),
     "transformers": ("tokenize.py",),
-    "tokenizers": ("tokenize.py",),
-    "gguf": ("tokenize.py",),
+    "tokenizers": ("data/embedding.py", "gguf_tokenizer.py"),
+    "matplotlib": ("data/curate.py",),
     "xllamacpp": ("engines/llamacpp_server.py",),
-    "numpy": ("measure/statistics.py", "measure/timing.py"),
+    "numpy": ("data/curation.py", "data/embedding.py", "measure/statistics.py", "measure/timing.py"),
     "pyarrow": ("data/reading.py",),
     "junit_xml": ("report/junit.py",),
     "jsonschema": ("report/artifact.py",),
 }
-FORBIDDEN = ("vllm", "sglang", "tensorrt_llm", "torch")
+FORBIDDEN = ("gguf", "vllm", "sglang", "tensorrt_llm", "torch")
 
 
 def modules() -> dict[str, Path]:

@@ -25,6 +25,9 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "seed": [("0", 0), ("1", 1), ("2", 2), ("3", 3)],
     "ignore-eos": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "measure-only": [("true", True), ("no", False), ("ON", True), ("0", False)],
+    "allow-partial": [("true", True), ("no", False), ("ON", True), ("0", False)],
+    "completions": [("true", True), ("no", False), ("ON", True), ("0", False)],
+    "prompt-order": [("round-robin", "round-robin"), ("stratified", "stratified")],
     "inconclusive": [("fail", "fail"), ("warn", "warn")],
     "base-url": [
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),

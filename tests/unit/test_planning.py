@@ -56,7 +56,10 @@ def settings_of(place: Path, **fields: Any) -> Settings:
         axes=Axes(),
         default_concurrency={"qualitative": (1,), "throughput": (2, 4, 8)},
         dataset=str(place / "data"),
+        control=None,
+        allow_partial=False,
         prompts=None,
+        prompt_order="stratified",
         sampling=Sampling(osl_cap=32),
         seed=0,
         thresholds=place / "thresholds",
@@ -343,7 +346,7 @@ def test_repeats_fill_the_window_and_no_fewer_would(shared: Path, concurrency: i
         assert (prompts or 20) * MAX_REPEATS < 4 * concurrency
         return
     (planned_cell,) = plan.cells
-    sent, repeats = len(plan.rows(planned_cell.cell)), plan.repeats(planned_cell.cell)
+    sent, repeats = len(plan.entries(planned_cell.cell)), plan.repeats(planned_cell.cell)
     assert sent * (repeats - 1) < 4 * concurrency <= sent * repeats
     assert repeats <= MAX_REPEATS
 
@@ -388,7 +391,7 @@ def test_prompts_are_a_nested_subset(place: Path, cell: Cell) -> None:
 
     def rows(prompts: int | None, seed: int = 0) -> list[str]:
         plan = make(settings_of(place, prompts=prompts, seed=seed))
-        return [row.question_id for row in plan.rows(cell)]
+        return [row.question_id for row in plan.entries(cell)]
 
     every = rows(None)
     assert len(every) == (12 if cell.category else 20)
@@ -429,8 +432,86 @@ def test_a_plan_for_a_users_own_tests_needs_no_thresholds(place: Path) -> None:
     assert plan.cells == ()
     assert plan.matching == {"llamacpp": ()}
     assert plan.others == {"llamacpp": ()}
-    assert len(plan.rows(Cell("qualitative", 1, category="qa"))) == 12
+    assert len(plan.entries(Cell("qualitative", 1, category="qa"))) == 12
 
 
 def test_data_that_are_not_there(place: Path) -> None:
     assert "no such folder" in refused(place, dataset=str(place / "gone"))
+
+
+# Partial data
+
+
+SENTENCE = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
+
+
+def mask(place: Path, config: str, *ids: str) -> None:
+    path = place / "data" / f"{config}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({**r, "turns": [SENTENCE]} if r["question_id"] in ids else r) + "\n" for r in rows)
+    )
+
+
+def test_placeholders_stop_a_run_that_needs_them(place: Path) -> None:
+    gates(place, "split: qualitative", "isl: 1k, difficulty: mixed, concurrency: 2")
+    mask(place, "throughput_1k", "1k-mixed-3")
+    assert "throughput_1k: 1 of 40 (1k-mixed-3)" in refused(place)
+    assert "--speedbench-allow-partial" in refused(place, axes=Axes(isls=("1k",)))
+    # Other cells do not need them, and are not partial.
+    assert planned(place, axes=Axes(isls=("8k",), concurrencies=(2,))) == ["llamacpp-throughput-8k-mixed-c2"]
+    assert planned(place, axes=Axes(splits=("qualitative",)))
+
+
+def test_limits_for_the_full_dataset_do_not_hold_for_a_partial_one(place: Path) -> None:
+    mask(place, "qualitative", "qa-1", "qa-2")
+    gates(place, "category: qa")
+    gates(place, "category: qa", match="match: {engine: llamacpp}", name="b.yaml")
+    text = refused(place, allow_partial=True)
+    assert "thresholds/a.yaml: dataset: wanted 'data', found 'data+partial'" in text
+    assert "thresholds/b.yaml: dataset: wanted 'a full one (none is named)', found 'data+partial'" in text
+
+    gates(place, "category: qa", match=MATCH.replace("dataset: data", '"dataset": data+partial'), name="c.yaml")
+    plan = make(settings_of(place, allow_partial=True))
+    assert [len(plan.entries(cell.cell)) for cell in plan.cells] == [10]
+
+
+# The control
+
+
+def test_a_control_for_every_length_and_concurrency_beside_the_real_ones(place: Path) -> None:
+    gates(place, "category: qa", "isl: 1k, concurrency: 2", "isl: 8k, difficulty: mixed, concurrency: 4")
+    plan = make(settings_of(place, control="random"))
+    assert [cell.item_id for cell in plan.cells] == [
+        "llamacpp-qualitative-qa",
+        "llamacpp-throughput-1k-low_entropy-c2",
+        "llamacpp-throughput-1k-mixed-c2",
+        "llamacpp-throughput-8k-mixed-c4",
+        "llamacpp-throughput-1k-random-c2",
+        "llamacpp-throughput-8k-random-c4",
+    ]
+    assert [plan.number(cell.cell) for cell in plan.cells if cell.cell.is_control] == [20, 9]
+    fewer = make(settings_of(place, control="random", prompts=4))
+    assert [fewer.number(cell.cell) for cell in fewer.cells if cell.cell.is_control] == [4, 4]
+
+
+def test_a_control_alone_needs_no_data(place: Path) -> None:
+    plan = make(
+        settings_of(place, dataset=None, control="random", measure_only=True, axes=Axes(isls=("2k",)), prompts=8)
+    )
+    assert [(cell.cell.concurrency, plan.number(cell.cell), plan.repeats(cell.cell)) for cell in plan.cells] == [
+        (2, 8, 1),
+        (4, 8, 2),
+        (8, 8, 4),
+    ]
+    everything = make(settings_of(place, dataset=None, control="random", measure_only=True))
+    assert {cell.cell.isl for cell in everything.cells} == {"1k", "2k", "8k", "16k", "32k"}
+    assert {everything.number(cell.cell) for cell in everything.cells} == {512}
+
+
+@pytest.mark.parametrize(
+    "axes", [Axes(categories=("qa",)), Axes(difficulties=("mixed",)), Axes(splits=("qualitative",))]
+)
+def test_a_control_has_no_category_and_no_difficulty(place: Path, axes: Axes) -> None:
+    text = refused(place, dataset=None, control="random", measure_only=True, axes=axes)
+    assert text.startswith("random prompts are a control of the throughput split and have no category or difficulty")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.metrics import Metric
 from pytest_speedbench.report.run_info import EngineRecord, OptionRecord
 from pytest_speedbench.report.terminal import header_lines, plain, summary_lines
 from pytest_speedbench.results import CellResult
@@ -180,3 +182,44 @@ def test_without_an_overall_cell_the_histogram_pools_the_cells() -> None:
     text = shown([PASSED, UNGATED])
     assert "tokens per decode step · 2 cells pooled · 82406 steps" in text
     assert "1     0.515" in text
+
+
+# Partial data and the control
+
+
+def test_a_partial_cell_says_so_in_its_row_below_it_and_at_the_end() -> None:
+    text = shown([replace(PASSED, masked=46), FAILED])
+    assert "PASS (partial)" in text
+    assert "partial: 46 prompts are placeholders and were left out; not comparable" in text
+    assert "partial data in 1 of 2 cells: their placeholders were left out" in text
+    assert "partial data" not in shown([PASSED])
+
+
+def throughput(difficulty: str, length: float | None, tps: float, **fields: Any) -> CellResult:
+    metrics = {"output_tps": Metric(tps)} | ({} if length is None else {"acceptance_length": Metric(length)})
+    cell = Cell("throughput", 32, isl="1k", difficulty=difficulty)
+    return replace(PASSED, cell=cell, item_id=cell.id(with_concurrency=True), metrics=metrics, **fields)
+
+
+def test_the_control_beside_the_real_cells() -> None:
+    control = throughput("random", 3.44, 5100.0, verdict=None, gates=())
+    text = shown([throughput("mixed", 2.0, 4250.0), throughput("low_entropy", 4.0, 6000.0), control, PASSED], width=100)
+    table = text[text.index("random tokens (control)") :].splitlines()
+    assert [line.split() for line in table[1:4]] == [
+        "cell AL random AL off by TPS random TPS off by".split(),
+        "1k-mixed-c32 2.000 3.440 +72.0 % 4250 5100 +20.0 %".split(),
+        "1k-low_entropy-c32 4.000 3.440 −14.0 % 6000 5100 −15.0 %".split(),
+    ]
+    assert any(line.startswith("1k-random-c32") and line.endswith("control") for line in text.splitlines())
+
+
+def test_a_control_that_says_nothing_of_a_length_leaves_it_out() -> None:
+    text = shown(
+        [throughput("mixed", 2.0, 4250.0), throughput("random", None, 4250.0, verdict=None, gates=())], width=100
+    )
+    row = text[text.index("random tokens (control)") :].splitlines()[2]
+    assert row.split() == "1k-mixed-c32 2.000 – 4250 4250 +0.0 %".split()
+
+
+def test_no_control_no_table() -> None:
+    assert "control" not in shown([throughput("mixed", 2.0, 4250.0), PASSED])

@@ -517,3 +517,49 @@ def test_empty_values_of_a_profile_are_not_given(place: Place) -> None:
     settings = place.build(profile="model:\nosl: ~\n")
     assert settings.embedded
     assert settings.sampling.osl_cap == 32
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("typed", "dataset", "control"),
+    [
+        ("random", None, "random"),
+        ("random-uniform", None, "random-uniform"),
+        ("org/set@x,random", "org/set@x", "random"),
+        (" mini , random-uniform ", "mini", "random-uniform"),
+        ("a,b", "a,b", None),
+        ("my-random", "my-random", None),
+    ],
+)
+def test_a_control_stands_alone_or_beside_a_dataset(
+    place: Place, typed: str, dataset: str | None, control: str | None
+) -> None:
+    settings = place.build(MODEL | {"dataset": typed})
+    assert (settings.dataset, settings.control) == (dataset, control)
+    # There is nothing to judge random prompts by.
+    assert settings.measure_only == (dataset is None)
+
+
+def test_a_folder_with_a_control_becomes_absolute(place: Place) -> None:
+    (place.here / "prompts").mkdir(parents=True)
+    settings = place.build(MODEL | {"dataset": "prompts,random"})
+    assert (settings.dataset, settings.control) == (str(place.here / "prompts"), "random")
+
+
+def test_a_control_beside_nothing_is_a_slip(place: Place) -> None:
+    assert refused(place, MODEL | {"dataset": ",random"}) == (
+        "--speedbench-dataset=,random: name the dataset before the comma, or random alone"
+    )
+
+
+def test_how_a_chat_becomes_a_prompt_is_part_of_every_profile(place: Place) -> None:
+    settings = place.build(
+        {"engine": "vllm,sglang", "model": "org/model", "completions": "true"},
+        profile="chat_template_args: {enable_thinking: false, effort: low}\n",
+    )
+    for profile in settings.profiles:
+        assert profile.completions
+        assert profile.chat_template_args == {"enable_thinking": False, "effort": "low"}
+    assert not place.build(MODEL).profiles[0].completions

@@ -39,6 +39,7 @@ from pytest_speedbench.measure.samples import Counters
 from pytest_speedbench.running import Prepared, RunningEngine
 from pytest_speedbench.settings import Settings, build
 from pytest_speedbench.starting import Devices, attached, started
+from pytest_speedbench.token_cache import TokenCache
 from pytest_speedbench.tokenize import ChatTokenizer
 from tests.unit.test_gpus import GIB, A, B, C, Driver
 from tests.unit.test_process import PATIENCE_S, eventually, gone
@@ -222,7 +223,7 @@ def prepared_of(
     options |= {} if port is None else {"port": port}
     profile = Profile("tiny", "tiny", "model", Speculation(), gpus=gpus, base_url=base_url, options=options)
     tokenizer = ChatTokenizer(SimpleNamespace(chat_template="none is asked"), source="nowhere", max_context=None)
-    return Prepared(profile, engine, tokenizer)
+    return Prepared(profile, engine, tokenizer, TokenCache(None))
 
 
 @contextmanager

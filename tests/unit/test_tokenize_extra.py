@@ -135,11 +135,25 @@ def test_a_folder_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(str(tmp_path))
     assert str(caught.value) == (
-        f"the tokenizer of {tmp_path} has no chat template; give --speedbench-tokenizer a folder that has one"
+        f"the tokenizer of {tmp_path} has no chat template; give --speedbench-tokenizer a folder that has one, "
+        "or set completions: true for a base model"
     )
 
 
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^cannot load a tokenizer from {tmp_path}: ") as caught:
+        load(str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"version": "1.0"}', b"\xff\xfe", b"x" * 1000])
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    if name == "tokenizer_config.json" and content.startswith(b'{"'):
+        assert load(str(tmp_path)).vocab_size == 258  # all that matters is in the other file
+        return
     with pytest.raises(ConfigError, match=f"^cannot load a tokenizer from {tmp_path}: ") as caught:
         load(str(tmp_path))
     assert len(str(caught.value).splitlines()) == 1
