@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -20,9 +21,8 @@ from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch,
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
-from pytest_speedbench.load.client import post
-from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent
-from pytest_speedbench.load.spread import send
+from pytest_speedbench.load.client import StreamingClient, post
+from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent, drive
 from pytest_speedbench.measure.samples import Counters, Window
 from pytest_speedbench.measure.steps import Drafting, settle
 from pytest_speedbench.settings import Settings
@@ -268,7 +268,12 @@ class RunningEngine:
             repeats=repeats,
             vocabulary=self.prepared.vocabulary,
         )
-        return send(self.prepared.engine, self.base_url, self.prepared.tokenizer, load, progress=progress)
+
+        async def run() -> Sent:
+            async with StreamingClient(self.prepared.engine, self.base_url, concurrency=concurrency) as client:
+                return await drive(client, self.prepared.tokenizer, load, progress=progress)
+
+        return asyncio.run(run())
 
     @contextlib.contextmanager
     def _counters_read(self) -> Iterator[None]:

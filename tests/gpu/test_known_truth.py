@@ -27,7 +27,7 @@ TIMEOUT_S = 560
 def profile(length: float) -> dict[str, object]:
     models = Path(os.environ["SPEEDBENCH_TEST_GPU_MODELS"]).resolve()
     engine: dict[str, object] = {
-        "args": ["--dtype", "bfloat16", "--attention-backend", "TRITON_ATTN", "--load-format", "dummy"],
+        "args": ["--dtype", "bfloat16", "--attention-backend", "TRITON_ATTN", "--load-format", "dummy", "--enforce-eager"],
         "env": {"VLLM_USE_FLASHINFER_SAMPLER": "0", "HF_HUB_OFFLINE": "1"},
         "speculation": {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length},
     }
@@ -46,7 +46,7 @@ def profile(length: float) -> dict[str, object]:
         "isl": "1k",
         "concurrency": list(CONCURRENCY),
         "prompts": 256,
-        "osl": 64,
+        "osl": 48,
         "ignore_eos": True,
         "engines": {"vllm": engine},
     }
