@@ -78,3 +78,21 @@ def test_the_thresholds_of_every_run_are_sound(engine: str, method: str) -> None
     files = thresholds.load(FOLDER.parent / "thresholds")
     (own,) = [file for file in files if Path(file.path).name == f"{engine}-{method}.yaml"]
     assert own.gates
+
+
+KNOWN = FOLDER.parents[1] / "known-truth" / "artifacts" / "vllm-0.24.0-synthetic-2.5"
+
+
+def test_a_known_acceptance_length_was_measured() -> None:
+    """The server accepted the first draft always, the second half of the time and the third never: 2.5."""
+    data = json.loads((KNOWN / "speedbench.json").read_text(encoding="utf-8"))
+    artifacts.validate(data)
+    measured = dict(
+        zip((1, 64, 512), (w for _, w in read_windows(KNOWN / "speedbench-requests.jsonl.gz")), strict=True)
+    )
+    for cell in data["cells"]:
+        metrics, _ = summarise(measured[cell["cell"]["concurrency"]], seed_parts=(cell["item_id"],))
+        assert metrics["drafted_acceptance_length"].value == pytest.approx(2.5, rel=0.01)
+        assert metrics["drafted_acceptance_length"].value == cell["metrics"]["drafted_acceptance_length"]["value"]
+        if cell["cell"]["concurrency"] < 512:
+            assert metrics["decode_acceptance_length_uncut"].value == pytest.approx(2.5, rel=0.01)
