@@ -52,13 +52,12 @@ def read_pool(path: Path) -> Pool:
         first, other, other_derived = seen.setdefault(row.question_id, (where, row, derived))
         if first == where:
             continue
+        line = first.removeprefix(f"{path}, ")
         if not (derived and other_derived):
-            raise ConfigError(
-                f"{where}: question_id {row.question_id!r} is taken by {first.removeprefix(f'{path}, ')}; ids must be unique"
-            )
+            raise ConfigError(f"{where}: question_id {row.question_id!r} is taken by {line}; ids must be unique")
         if row.category != other.category:
             raise ConfigError(
-                f"{where}: the text of {first.removeprefix(f'{path}, ')} again, there in category {other.category!r} and here in "
+                f"{where}: the text of {line} again, there in category {other.category!r} and here in "
                 f"{row.category!r}; keep one of them, or give each a question_id"
             )
         repeated += 1

@@ -1,4 +1,4 @@
-"""What is measured is what the user asked for: placeholders, random controls, templates, and all of it in the artifact."""
+"""What is measured is what the user asked for: placeholders and templates, and the artifact tells."""
 
 from __future__ import annotations
 

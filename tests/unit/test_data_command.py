@@ -26,9 +26,9 @@ def test_the_inventory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     first, head, coding, qa = capsys.readouterr().out.splitlines()
     assert first == f"{tmp_path.name}  {tmp_path}"
-    assert head.split() == "cell prompts masked multi-turn turns characters sha256".split()
-    assert coding.split()[:-1] == "qualitative-coding 1 0 0 1 5".split()
-    assert qa.split()[:-1] == "qualitative-qa 2 0 1 3 14".split()
+    assert head.split() == ["cell", "prompts", "masked", "multi-turn", "turns", "characters", "sha256"]
+    assert coding.split()[:-1] == ["qualitative-coding", "1", "0", "0", "1", "5"]
+    assert qa.split()[:-1] == ["qualitative-qa", "2", "0", "1", "3", "14"]
     assert len(qa.split()[-1]) == 12
 
 

@@ -387,8 +387,8 @@ def test_a_prompt_with_an_id_that_the_model_lacks_is_not_sent() -> None:
 class Rambling(ChatTokenizer):
     """Puts an id that is in no vocabulary at the end of every chat."""
 
-    def ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return (*super().ids(messages), 10**6)
+    def ids(self, messages: Sequence[Message], *, row: str | None = None) -> tuple[int, ...]:
+        return (*super().ids(messages, row=row), 10**6)
 
 
 def test_later_turns_are_checked_for_bad_ids_too() -> None:

@@ -206,9 +206,9 @@ def test_the_control_beside_the_real_cells() -> None:
     text = shown([throughput("mixed", 2.0, 4250.0), throughput("low_entropy", 4.0, 6000.0), control, PASSED], width=100)
     table = text[text.index("random tokens (control)") :].splitlines()
     assert [line.split() for line in table[1:4]] == [
-        "cell AL random AL off by TPS random TPS off by".split(),
-        "1k-mixed-c32 2.000 3.440 +72.0 % 4250 5100 +20.0 %".split(),
-        "1k-low_entropy-c32 4.000 3.440 −14.0 % 6000 5100 −15.0 %".split(),
+        ["cell", "AL", "random", "AL", "off", "by", "TPS", "random", "TPS", "off", "by"],
+        ["1k-mixed-c32", "2.000", "3.440", "+72.0", "%", "4250", "5100", "+20.0", "%"],
+        ["1k-low_entropy-c32", "4.000", "3.440", "−14.0", "%", "6000", "5100", "−15.0", "%"],
     ]
     assert any(line.startswith("1k-random-c32") and line.endswith("control") for line in text.splitlines())
 
@@ -218,7 +218,7 @@ def test_a_control_that_says_nothing_of_a_length_leaves_it_out() -> None:
         [throughput("mixed", 2.0, 4250.0), throughput("random", None, 4250.0, verdict=None, gates=())], width=100
     )
     row = text[text.index("random tokens (control)") :].splitlines()[2]
-    assert row.split() == "1k-mixed-c32 2.000 – 4250 4250 +0.0 %".split()
+    assert row.split() == ["1k-mixed-c32", "2.000", "–", "4250", "4250", "+0.0", "%"]
 
 
 def test_no_control_no_table() -> None:
