@@ -1,118 +1,118 @@
-"""What the streaming client costs, and how late its time stamps can be, with two HTTP transports side by side.
+"""What an event costs: the streaming client beside plain aiohttp and plain httpx, on the same streams.
 
     python benchmarks/streaming_client.py [ROUNDS]
 
-An emulated vLLM in a process of its own sends a token every 8 ms to every stream, at once for all streams
-as an engine does. Each round plays the same conversations over aiohttp (what the client uses) and over
-httpx's own transport, one after the other. Lag is how late the event loop wakes a sleeper. On two CPUs the
-emulator takes part of the machine.
+The emulator in C sends to every stream as fast as it is read, or (paced) on the ticks of a clock. Every client
+reads each event and parses its JSON; ours also checks and collects what the engine module does. Figures are
+microseconds of CPU per event, the median of ROUNDS (default 5) rounds, in which the clients take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import json
+import os
 import platform
+import statistics
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import aiohttp
 import httpx
+from load import TOKENS, conversations, emulator
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from pytest_speedbench.engines.base import Profile, Sampling, Speculation
+from pytest_speedbench.engines.base import Profile, Sampling, Speculation, TurnRequest
 from pytest_speedbench.engines.vllm import Vllm
-from pytest_speedbench.load import client
-from pytest_speedbench.load.driver import Conversation, Load, Sent, drive
-from tests.emulator.llamacpp import byte_tokenizer
-from tests.emulator.schedule import Schedule
-from tests.emulator.server import Request, Server
-from tests.emulator.vllm import Vllm as Emulator
+from pytest_speedbench.load.client import StreamingClient, fetcher
 
-STEP_S = 0.008
-TOKENS, PROMPT = 48, 2000
-STREAMS = (1, 8, 32)
+PACES = (("as fast as it can", "0", (1, 8, 64, 256, 512)), ("every 25 ms", "25000", (64, 256, 512)))
+EVENTS = 1 + (TOKENS - 1) * 2 // 5
+"""Events per stream at 2 and 3 tokens in turn."""
 
 
-class Paced(Emulator):
-    """Sends the events of all streams on the ticks of one clock."""
-
-    def _pieces(self, request: Request, schedule: Schedule) -> AsyncIterator[bytes]:
-        pieces = super()._pieces(request, schedule)
-
-        async def on_ticks() -> AsyncIterator[bytes]:
-            loop = asyncio.get_running_loop()
-            async for piece in pieces:
-                await asyncio.sleep(STEP_S - loop.time() % STEP_S)
-                yield piece
-
-        return on_ticks()
+def engine_of(url: str) -> Vllm:
+    engine = Vllm(Profile("vllm", "vllm", "speedbench", Speculation("ngram", 4), base_url=url))
+    engine.describe(fetcher(url))
+    return engine
 
 
-def serve(address: Any) -> None:
-    with Server(Paced(lambda request: Schedule.of(TOKENS, draft=0, seed=request.number))) as server:
-        address.put(server.base_url)
-        time.sleep(3600)
+def requests(streams: int) -> list[TurnRequest]:
+    sampling = Sampling(TOKENS, ignore_eos=True)
+    return [TurnRequest(c.question_id, c.category, 0, c.first_ids, sampling) for c in conversations(streams)]
 
 
-@contextmanager
-def transport(own: bool) -> Any:
-    """``own``: httpx's own transport in place of the client's."""
-    kept = client.AiohttpTransport
-    if own:
-        client.AiohttpTransport = lambda client: httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_keepalive_connections=0)
-        )
-    try:
-        yield
-    finally:
-        client.AiohttpTransport = kept
+async def ours(url: str, engine: Vllm, asked: Sequence[TurnRequest]) -> None:
+    async with StreamingClient(engine, url, concurrency=len(asked)) as client:
+        await asyncio.gather(*(client.turn(request, deadline_s=600.0) for request in asked))
 
 
-def play(url: str, streams: int) -> Sent:
-    engine = Vllm(Profile("vllm", "vllm", "speedbench", Speculation(), base_url=url))
-    engine.describe(client.fetcher(url))
-    ids = tuple(32 + i % 90 for i in range(PROMPT))
-    conversations = tuple(Conversation(f"q{i}", "x", ("x",), ids) for i in range(max(8, 4 * streams)))
-    load = Load(conversations, streams, Sampling(TOKENS, ignore_eos=True), 60.0, 0)
+async def read_events(chunks: AsyncIterator[bytes]) -> None:
+    buffer = b""
+    async for chunk in chunks:
+        *events, buffer = (buffer + chunk).split(b"\n\n")
+        for event in events:
+            if event != b"data: [DONE]":
+                time.perf_counter_ns()
+                json.loads(event[6:])
 
-    async def run() -> Sent:
-        async with client.StreamingClient(engine, url, concurrency=streams) as streaming:
-            return await drive(streaming, byte_tokenizer(), load, progress=lambda *_: None)
 
-    return asyncio.run(run())
+async def plain_aiohttp(url: str, engine: Vllm, asked: Sequence[TurnRequest]) -> None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+
+        async def one(request: TurnRequest) -> None:
+            async with session.post(url + engine.stream_path, json=engine.body(request)) as response:
+                await read_events(response.content.iter_any())
+
+        await asyncio.gather(*map(one, asked))
+
+
+async def plain_httpx(url: str, engine: Vllm, asked: Sequence[TurnRequest]) -> None:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:
+
+        async def one(request: TurnRequest) -> None:
+            async with client.stream("POST", url + engine.stream_path, json=engine.body(request)) as response:
+                await read_events(response.aiter_raw())
+
+        await asyncio.gather(*map(one, asked))
+
+
+Run = Callable[[str, Vllm, Sequence[TurnRequest]], Awaitable[None]]
+CLIENTS: dict[str, Run] = {
+    "ours": ours,
+    "aiohttp": plain_aiohttp,
+    "httpx": plain_httpx,
+}
+
+
+async def timed(run: Run, url: str, streams: int) -> float:
+    engine, asked = engine_of(url), requests(streams)
+    before = time.process_time()
+    await run(url, engine, asked)
+    return (time.process_time() - before) / (streams * EVENTS) * 1e6
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    address: Any = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(address,), daemon=True)
-    server.start()
-    url = address.get()
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} CPUs, CPython")
-    print(
-        platform.python_version(),
-        *(f"{name} {version(name)}" for name in ("httpx", "httpx-aiohttp", "aiohttp", "httpcore")),
-    )
-    print(f"{'streams':>7} {'transport':>9}  CPU share   lag p99 (ms), each of {rounds} rounds")
-    for streams in STREAMS:
-        found: dict[str, list[Sent]] = {"aiohttp": [], "httpx": []}
-        for _ in range(rounds):
-            for name, sent in found.items():
-                with transport(own=name == "httpx"):
-                    sent.append(play(url, streams))
-        for name, sent in found.items():
-            assert all(not one.failures for one in sent)
-            shares = " ".join(f"{one.client.cpu_share:.2f}" for one in sent)
-            lags = " ".join(f"{1e3 * one.client.lag_p99_s:.1f}" for one in sent)
-            print(f"{streams:>7} {name:>9}  {shares:<10}  {lags}")
-    server.terminate()
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    print(f"{date.today()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    print(", ".join(f"{name} {version(name)}" for name in ("aiohttp", "httpx")))
+    print(f"{'events':<18} {'streams':>7} " + " ".join(f"{name:>8}" for name in CLIENTS) + "   µs of CPU per event")
+    for pace, step_us, counts in PACES:
+        for streams in counts:
+            found: dict[str, list[float]] = {name: [] for name in CLIENTS}
+            with tempfile.TemporaryDirectory() as name:
+                options = ("-s", step_us, "-f", "50000", "-p", "2,3", "-k", "4")
+                with emulator(Path(name), *options) as url:
+                    for _ in range(rounds if streams > 1 else 4 * rounds):
+                        for client, run in CLIENTS.items():
+                            found[client].append(asyncio.run(timed(run, url, streams)))
+            figures = " ".join(f"{statistics.median(values):>8.1f}" for values in found.values())
+            print(f"{pace:<18} {streams:>7} {figures}")
 
 
 if __name__ == "__main__":

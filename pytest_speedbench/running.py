@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -21,8 +20,9 @@ from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch,
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
-from pytest_speedbench.load.client import StreamingClient, post
-from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent, drive
+from pytest_speedbench.load.client import post
+from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent
+from pytest_speedbench.load.spread import send
 from pytest_speedbench.measure.samples import Counters, Window
 from pytest_speedbench.measure.steps import Drafting, settle
 from pytest_speedbench.settings import Settings
@@ -268,12 +268,7 @@ class RunningEngine:
             repeats=repeats,
             vocabulary=self.prepared.vocabulary,
         )
-
-        async def run() -> Sent:
-            async with StreamingClient(self.prepared.engine, self.base_url, concurrency=concurrency) as client:
-                return await drive(client, self.prepared.tokenizer, load, progress=progress)
-
-        return asyncio.run(run())
+        return send(self.prepared.engine, self.base_url, self.prepared.tokenizer, load, progress=progress)
 
     @contextlib.contextmanager
     def _counters_read(self) -> Iterator[None]:

@@ -41,13 +41,11 @@ FREE = ("custom", "outcomes", "collecting", "planning", "running", "judging", "o
 
 ALLOWED = {
     "httpx": ("data/embedding.py", "load/client.py"),
-    "aiohttp": ("load/client.py",),
-    "httpx_aiohttp": ("load/client.py",),
     "prometheus_client": ("engines/prometheus.py",),
     "psutil": ("engines/leases.py", "engines/process.py"),
     "pynvml": ("engines/gpus.py",),
     "yaml": ("data/tiers.py", "gates/yaml_nodes.py", "settings.py"),
-    "subprocess": ("engines/installed.py", "engines/process.py"),
+    "subprocess": ("engines/installed.py", "engines/process.py", "load/spread.py"),
     "transformers": ("tokenize.py",),
     "tokenizers": ("data/embedding.py", "gguf_tokenizer.py"),
     "matplotlib": ("data/curate.py",),

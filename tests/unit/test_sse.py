@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_speedbench.errors import RequestError
 from pytest_speedbench.load.sse import EventParser
 
 
@@ -80,3 +83,19 @@ def test_an_event_is_given_by_the_chunk_that_completes_it() -> None:
     assert list(parser.feed(b"data: a\n")) == []
     assert list(parser.feed(b"\ndata: b\n\ndata: c")) == [b"a", b"b"]
     assert list(parser.feed(b"\n\n")) == [b"c"]
+
+
+@pytest.mark.parametrize("piece", [b"data: " + b"x" * 200, b"data: x\n" * 30, b": ping\n" * 30, b"event: y\n\n" * 30])
+def test_what_goes_on_without_an_event_is_an_error(piece: bytes) -> None:
+    parser = EventParser(limit=500)
+    assert list(parser.feed(b"data: a\n\n" * 100)) == [b"a"] * 100
+    with pytest.raises(RequestError, match=r"[0-9]+ bytes without the end of an event") as caught:
+        list(itertools.chain.from_iterable(parser.feed(piece) for _ in range(3)))
+    assert caught.value.reason == "event_too_long"
+
+
+def test_an_event_up_to_the_limit_is_given() -> None:
+    parser = EventParser(limit=500)
+    for _ in range(3):
+        assert list(parser.feed(b"data: " + b"x" * 480)) == []
+        assert list(parser.feed(b"y\n\n")) == [b"x" * 480 + b"y"]
