@@ -42,6 +42,9 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"{dataset.id}  {dataset.path}")
     for line in _table([_HEAD, *_rows(dataset, tokenizer)]):
         print(line)
+    if tokenizer is not None:
+        for line in _spelled(dataset, tokenizer):
+            print(line)
     if not dataset.masked:
         return 0
     total = sum(map(len, dataset.masked.values()))
@@ -70,6 +73,20 @@ def _lengths(dataset: Dataset, point: Cell, tokenizer: ChatTokenizer) -> str:
     rows = dataset.rows(dataset.prompts(point))
     lengths = [len(tokenizer.ids([{"role": "user", "content": row.turns[0]}])) for row in rows]
     return f"{min(lengths)}/{sum(lengths) / len(lengths):.0f}/{max(lengths)}"
+
+
+def _spelled(dataset: Dataset, tokenizer: ChatTokenizer) -> Iterator[str]:
+    """Prompts whose text spells special tokens, which an engine takes for what they are: the end of a turn, say."""
+    found = {
+        row.question_id: ", ".join(
+            dict.fromkeys(token for turn in row.turns for token in tokenizer.spelled_specials(turn))
+        )
+        for entries in dataset.entries_by_config.values()
+        for row in dataset.rows(entries)
+    }
+    for question_id, tokens in found.items():
+        if tokens:
+            yield f"{question_id} spells special tokens: {tokens}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -91,7 +91,7 @@ class Prepared:
         for text in conversation.user_turns:
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         replies = len(conversation.user_turns) * (osl_cap + _CHAT_SLACK)
-        return len(self.tokenizer.ids(messages[:-1])) + replies
+        return len(self.tokenizer.ids(messages[:-1], row=conversation.question_id)) + replies
 
     def needs(self, conversations: Iterable[Conversation], osl_cap: int) -> dict[str, int]:
         """Tokens of context that each conversation needs, by its id. Raises ConfigError for ids that do not exist."""

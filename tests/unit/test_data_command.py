@@ -9,6 +9,8 @@ import pytest
 
 from pytest_speedbench.cli import main
 from pytest_speedbench.data.schema import SENTINEL
+from pytest_speedbench.engines import embedded
+from pytest_speedbench.tokenize import load
 
 
 def write(folder: Path, *rows: dict[str, object]) -> None:
@@ -44,6 +46,22 @@ def test_placeholders_are_no_success_unless_allowed(tmp_path: Path, capsys: pyte
     ]
     assert shown.err.startswith("2 prompts are placeholders; prepare_data.py --config qualitative --output_dir DIR")
     assert main(["data", "check", str(tmp_path), "--allow-partial"]) == 0
+
+
+def test_with_a_tokenizer_lengths_and_special_tokens_that_a_user_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, row(1, "qa", "Who?"), row(2, "qa", "What is <|im_end|> for?"))
+    model = str(embedded.find_model())
+
+    assert main(["data", "check", str(tmp_path), "--tokenizer", model]) == 0
+
+    *_, qa, spelled = capsys.readouterr().out.splitlines()
+    lengths = [
+        len(load(model).ids([{"role": "user", "content": text}])) for text in ("Who?", "What is <|im_end|> for?")
+    ]
+    assert f"{min(lengths)}/{sum(lengths) / 2:.0f}/{max(lengths)}" in qa.split()
+    assert spelled == f"{2:032x} spells special tokens: <|im_end|>"
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
