@@ -121,9 +121,13 @@ def test_data_that_cannot_be_measured_is_named(
     files.refused(project.runpytest_subprocess(ENGINE), *fragments)
 
 
-def test_a_dataset_that_is_not_there_says_what_can_be_given(project: pytest.Pytester) -> None:
+def test_a_dataset_that_is_not_there_says_what_can_be_given(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(project.path / "hub"))
     result = project.runpytest_subprocess(ENGINE, "--speedbench-dataset=nvidia/SPEED-Bench")
-    files.refused(result, "nvidia/SPEED-Bench", "does not download", "mini")
+    files.refused(result, "dataset nvidia/SPEED-Bench at ", "`hf download nvidia/SPEED-Bench --repo-type dataset")
 
 
 # Models and engines

@@ -218,7 +218,7 @@ def test_a_control_that_says_nothing_of_a_length_leaves_it_out() -> None:
         [throughput("mixed", 2.0, 4250.0), throughput("random", None, 4250.0, verdict=None, gates=())], width=100
     )
     row = text[text.index("random tokens (control)") :].splitlines()[2]
-    assert row.split() == ["1k-mixed-c32", "2.000", "–", "4250", "4250", "+0.0", "%"]
+    assert row.split() == ["1k-mixed-c32", "2.000", "–", "4250", "4250", "0.0", "%"]
 
 
 def test_no_control_no_table() -> None:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -40,7 +39,7 @@ from pytest_speedbench.running import Prepared, RunningEngine
 from pytest_speedbench.settings import Settings, build
 from pytest_speedbench.starting import Devices, attached, started
 from pytest_speedbench.token_cache import TokenCache
-from pytest_speedbench.tokenize import ChatTokenizer
+from tests.emulator.llamacpp import byte_tokenizer
 from tests.unit.test_gpus import GIB, A, B, C, Driver
 from tests.unit.test_process import PATIENCE_S, eventually, gone
 
@@ -222,8 +221,7 @@ def prepared_of(
     options: dict[str, Any] = {} if served_model is None else {"served_model": served_model}
     options |= {} if port is None else {"port": port}
     profile = Profile("tiny", "tiny", "model", Speculation(), gpus=gpus, base_url=base_url, options=options)
-    tokenizer = ChatTokenizer(SimpleNamespace(chat_template="none is asked"), source="nowhere", max_context=None)
-    return Prepared(profile, engine, tokenizer, TokenCache(None))
+    return Prepared(profile, engine, byte_tokenizer(), TokenCache(None))
 
 
 @contextmanager
