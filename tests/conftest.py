@@ -11,10 +11,12 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored, and every child inherits that."""
+def signals() -> None:
+    """Shells start what is put in the background with SIGINT ignored, nohup with SIGHUP; children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

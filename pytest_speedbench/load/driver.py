@@ -21,7 +21,7 @@ from pytest_speedbench.measure.samples import Client, Failure, Turn
 from pytest_speedbench.tokenize import ChatTokenizer, Message
 
 LAG_PROBE_S = 0.005
-SWITCH_S = 0.0005
+SWITCH_S = 0.0001
 """For how long another thread may keep the event loop waiting for the interpreter; Python's own 5 ms are long here."""
 Progress = Callable[[int, int], None]
 """Called with (conversations done, conversations in all)."""

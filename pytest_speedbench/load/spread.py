@@ -26,8 +26,8 @@ from pytest_speedbench.measure.samples import Failure
 from pytest_speedbench.tokenize import ChatTokenizer
 
 STREAMS_PER_PROCESS = 128
-"""An event takes 25 to 30 µs of a CPU (benchmarks/load.py): at a step of 8 ms, which is fast for such a batch, 128
-streams take half of one."""
+"""An event takes 20 to 30 µs of a CPU (benchmarks/load.py): at a step of 8 ms, which is fast for such a batch, 128
+streams take 0.4 of one."""
 RESERVED_DESCRIPTORS = 32
 """For what a process opens beside its streams and what it has open already."""
 SILENT_S = 60.0

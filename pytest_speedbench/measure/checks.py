@@ -21,7 +21,7 @@ from pytest_speedbench.measure.steps import step_total
 MAX_CLIENT_LAG_S = 0.010
 MAX_CLIENT_CPU_SHARE = 0.9
 MAX_SEND_DELAY_S = 0.25
-"""At p99. Where 512 streams end on one step, the last is replaced 0.1 s later, in which engines have long been busy."""
+"""At p99. Where 512 streams end on one step the last is replaced 0.15 s later, and engines have long been busy then."""
 MAX_CLOCK_ERROR_S = 0.001
 MIN_CONCURRENCY_SHARE = 0.95
 """Of the streams asked for, how many were in flight on average."""

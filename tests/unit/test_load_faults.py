@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -17,12 +18,14 @@ from typing import Any
 
 import pytest
 
-from pytest_speedbench.engines.base import Profile, Sampling, Speculation
+from pytest_speedbench.engines.base import Profile, Sampling, Speculation, TurnRequest
 from pytest_speedbench.engines.vllm import Vllm
+from pytest_speedbench.load.client import StreamingClient
 from pytest_speedbench.load.driver import Conversation, Load, Sent
 from pytest_speedbench.load.http1 import MAX_HEAD_BYTES
 from pytest_speedbench.load.spread import send
 from pytest_speedbench.load.sse import MAX_EVENT_BYTES
+from pytest_speedbench.measure.samples import Turn
 from tests.emulator.llamacpp import byte_tokenizer
 
 TOKENS = 6
@@ -210,14 +213,17 @@ def test_what_is_unusual_and_right(unusual: Answer) -> None:
     assert {turn.output_ids for turn in sent.turns} == {(1, 2, 3, 4, 5, 6)}
 
 
-@pytest.mark.parametrize("closed", [1, 3])
-def test_a_connection_that_was_opened_ahead_and_is_gone_is_replaced(closed: int) -> None:
-    with answering(raw(*GOOD), hang_up_first=closed) as url:
-        sent = play(url, concurrency=4)
-    # One that is closed between the look at it and the request is cut, as any other would be.
-    assert {failure.reason for failure in sent.failures} <= {"stream_cut"}
-    assert len(sent.turns) + len(sent.failures) == 4
-    assert len(sent.turns) >= 4 - closed
+def test_a_connection_that_was_opened_ahead_and_is_gone_is_replaced() -> None:
+    async def turn(url: str) -> Turn:
+        engine = Vllm(Profile("v", "vllm", "model", Speculation(), base_url=url))
+        async with StreamingClient(engine, url, concurrency=1) as client:
+            await client.connect_ahead(2)
+            while any(connection.open_still for connection in client._ahead):
+                await asyncio.sleep(0.01)
+            return await client.turn(TurnRequest("q0", "coding", 0, (0, 7, 7), Sampling(TOKENS)), deadline_s=20.0)
+
+    with answering(raw(*GOOD), hang_up_first=2) as url:
+        assert asyncio.run(turn(url)).output_tokens == TOKENS
 
 
 def test_a_server_that_is_not_there() -> None:
