@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pytest_speedbench.cells import Cell, isl_tokens
 from pytest_speedbench.data import control
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.engines.gpus import Gpu, Nvml
@@ -29,7 +30,7 @@ from pytest_speedbench.report import artifact, run_info
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
 from pytest_speedbench.report.result_json import redacted
-from pytest_speedbench.results import CellResult, Lengths
+from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
 from pytest_speedbench.starting import started
 
@@ -72,6 +73,7 @@ class Bench:
     """What the user should know beside the results, one sentence each."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _sound: dict[tuple[str, int, str], Window] = field(default_factory=dict)
+    _random: dict[tuple[str, str], tuple[Row, ...]] = field(default_factory=dict)
     _requests: RequestLog | None = None
 
     @classmethod
@@ -182,11 +184,7 @@ class Bench:
             return invalid(cell, reason, labels)
         conversations = self._conversations(slot.running.prepared, cell)
         slot.seen |= {conversation.question_id for conversation in conversations}
-        labels = replace(
-            labels,
-            isl=Lengths.of([len(conversation.first_ids) for conversation in conversations]),
-            masked=self.plan.dataset.masked_prompts(cell),
-        )
+        labels = self._of_prompts(labels, cell, conversations)
         began = time.monotonic()
         try:
             window = slot.running.measure(
@@ -203,7 +201,6 @@ class Bench:
         labels = replace(
             labels,
             steps_source=window.steps.source if window.steps is not None else "",
-            prompts_sha256=prompts_sha256(conversations),
             duration_s=time.monotonic() - began,
         )
         result = judge_window(window, self._rules(planned, slot, judged=judged and not cell.is_control), labels)
@@ -234,13 +231,7 @@ class Bench:
             for conversation in self._conversations(prepared, replace(cell, category=name))
         ]
         sources = dict.fromkeys(w.steps.source for w in parts.values() if w is not None and w.steps is not None)
-        labels = replace(
-            labels,
-            steps_source=", ".join(sources),
-            prompts_sha256=prompts_sha256(conversations),
-            isl=Lengths.of([len(conversation.first_ids) for conversation in conversations]),
-            masked=self.plan.dataset.masked_prompts(cell),
-        )
+        labels = replace(self._of_prompts(labels, cell, conversations), steps_source=", ".join(sources))
         return judge_overall(cell, parts, self._rules(planned, slot, judged=judged), labels)
 
     def _rules(self, planned: PlannedCell, slot: EngineSlot, *, judged: bool) -> Rules:
@@ -295,12 +286,24 @@ class Bench:
             return prepared.conversations(self._random_rows(prepared, cell))
         return prepared.conversations(self.plan.dataset.rows(self.plan.entries(cell)))
 
-    def _random_rows(self, prepared: Prepared, cell: Cell) -> tuple[Row, ...]:
-        settings = self.plan.settings
-        assert settings.control is not None
-        return control.rows(
-            settings.control, isl_tokens(str(cell.isl)), self.plan.number(cell), settings.seed, prepared.tokenizer
+    def _of_prompts(self, labels: Labels, cell: Cell, conversations: Sequence[Conversation]) -> Labels:
+        """Labels with what the prompts of a cell are."""
+        return replace(
+            labels,
+            prompts_sha256=prompts_sha256(conversations),
+            isl=Lengths.of([len(conversation.first_ids) for conversation in conversations]),
+            masked=self.plan.dataset.masked_prompts(cell),
         )
+
+    def _random_rows(self, prepared: Prepared, cell: Cell) -> tuple[Row, ...]:
+        """The prompts of a control cell. Made once per ISL: 512 of 32k tokens take more than a minute."""
+        settings, key = self.plan.settings, (prepared.profile.label, str(cell.isl))
+        assert settings.control is not None
+        if key not in self._random:
+            self._random[key] = control.rows(
+                settings.control, isl_tokens(str(cell.isl)), self.plan.number(cell), settings.seed, prepared.tokenizer
+            )
+        return self._random[key]
 
     def _refuse_remembered(self, prepared: Prepared, cells: Sequence[Cell]) -> None:
         """Raise ConfigError for planned cells whose drafts would come from answers to the same prompts."""

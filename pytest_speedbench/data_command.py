@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_speedbench.cells import Cell
+from pytest_speedbench.columns import aligned
 from pytest_speedbench.data import curate, make_buckets
+from pytest_speedbench.data.lengths import Lengths
 
 if TYPE_CHECKING:
-    from pytest_speedbench.data.dataset import Dataset
+    from pytest_speedbench.data.dataset import Inventory
+    from pytest_speedbench.data.schema import Row
     from pytest_speedbench.tokenize import ChatTokenizer
 
 
@@ -39,12 +41,17 @@ def _check(arguments: argparse.Namespace) -> int:
 
     dataset = load(arguments.dataset, allow_partial=True)
     tokenizer = None if arguments.tokenizer is None else tokenize.load(arguments.tokenizer)
+    rows: list[tuple[str, ...]] = [_HEAD]
+    spelled: list[str] = []
+    for item in dataset.inventory():
+        texts = dataset.rows(dataset.prompts(item.point)) if tokenizer is not None and item.prompts else ()
+        rows.append(_row(item, texts, tokenizer))
+        spelled += _spelled(texts, tokenizer)
     print(f"{dataset.id}  {dataset.path}")
-    for line in _table([_HEAD, *_rows(dataset, tokenizer)]):
+    # Without a tokenizer nothing is known of lengths.
+    shown = [column for column in zip(*rows, strict=True) if any(text != _NOTHING for text in column[1:])]
+    for line in (*aligned(list(zip(*shown, strict=True))), *spelled):
         print(line)
-    if tokenizer is not None:
-        for line in _spelled(dataset, tokenizer):
-            print(line)
     if not dataset.masked:
         return 0
     total = sum(map(len, dataset.masked.values()))
@@ -57,42 +64,27 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 _HEAD = ("cell", "prompts", "masked", "multi-turn", "turns", "characters", "tokens min/mean/max", "sha256")
+_NOTHING = "–"
 
 
-def _rows(dataset: Dataset, tokenizer: ChatTokenizer | None) -> Iterator[tuple[str, ...]]:
-    for item in dataset.inventory():
-        yield (
-            item.point.id(with_concurrency=False),
-            *(str(n) for n in (item.prompts, item.masked, item.multiturn, item.turns, item.characters)),
-            _lengths(dataset, item.point, tokenizer) if tokenizer is not None and item.prompts else "–",
-            item.sha256[:12] if item.prompts else "–",
-        )
+def _row(item: Inventory, texts: Sequence[Row], tokenizer: ChatTokenizer | None) -> tuple[str, ...]:
+    lengths = _NOTHING
+    if tokenizer is not None and texts:
+        first_ids = tokenizer.first_ids([(row.question_id, row.turns[0]) for row in texts])
+        lengths = str(Lengths.of([len(ids) for ids in first_ids]))
+    return (
+        item.point.id(with_concurrency=False),
+        *(str(n) for n in (item.prompts, item.masked, item.multiturn, item.turns, item.characters)),
+        lengths,
+        item.sha256[:12] if item.prompts else _NOTHING,
+    )
 
 
-def _lengths(dataset: Dataset, point: Cell, tokenizer: ChatTokenizer) -> str:
-    rows = dataset.rows(dataset.prompts(point))
-    lengths = [len(tokenizer.ids([{"role": "user", "content": row.turns[0]}])) for row in rows]
-    return f"{min(lengths)}/{sum(lengths) / len(lengths):.0f}/{max(lengths)}"
-
-
-def _spelled(dataset: Dataset, tokenizer: ChatTokenizer) -> Iterator[str]:
+def _spelled(texts: Sequence[Row], tokenizer: ChatTokenizer | None) -> Iterator[str]:
     """Prompts whose text spells special tokens, which an engine takes for what they are: the end of a turn, say."""
-    found = {
-        row.question_id: ", ".join(
-            dict.fromkeys(token for turn in row.turns for token in tokenizer.spelled_specials(turn))
-        )
-        for entries in dataset.entries_by_config.values()
-        for row in dataset.rows(entries)
-    }
-    for question_id, tokens in found.items():
+    if tokenizer is None:
+        return
+    for row in texts:
+        tokens = dict.fromkeys(token for turn in row.turns for token in tokenizer.spelled_specials(turn))
         if tokens:
-            yield f"{question_id} spells special tokens: {tokens}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as they need, numbers to the right; columns without any value are left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(text != "–" for text in column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
-        first, *rest = zip(cells, widths, strict=True)
-        yield "  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)])
+            yield f"{row.question_id} spells special tokens: {', '.join(tokens)}"

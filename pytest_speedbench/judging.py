@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_speedbench.cells import Cell
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.engines.base import Speculation
 from pytest_speedbench.gates.limits import Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts
@@ -16,7 +17,7 @@ from pytest_speedbench.measure.checks import Reason, client_problem, concurrency
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.summary import summarise, summarise_overall
-from pytest_speedbench.results import CellResult, Lengths
+from pytest_speedbench.results import CellResult
 
 _PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_speedbench.cells import Cell
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import Metric
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Lengths of the prompts of a cell in tokens, chat template included."""
-
-    least: int
-    mean: float
-    most: int
-
-    @classmethod
-    def of(cls, lengths: Collection[int]) -> Lengths:
-        """Over at least one length."""
-        return cls(min(lengths), sum(lengths) / len(lengths), max(lengths))
 
 
 @dataclass(frozen=True, slots=True)

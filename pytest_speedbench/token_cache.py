@@ -39,14 +39,14 @@ _ABANDONED_S = 3600.0
 """Age at which a temporary file is one whose process was killed."""
 
 
-def folder_of(environ: Mapping[str, str]) -> Path | None:
-    """Where token ids are kept: SPEEDBENCH_CACHE_DIR, else the user's cache folder; None where it is set to nothing."""
+def folder_of(environ: Mapping[str, str], name: str = "token-ids") -> Path | None:
+    """The folder ``name`` in SPEEDBENCH_CACHE_DIR, else in the user's cache folder; None where it is set to nothing."""
     named = environ.get(ENVIRONMENT)
     if named is None:
         import platformdirs
 
         named = platformdirs.user_cache_dir("pytest-speedbench")
-    return Path(named).absolute() / "token-ids" if named.strip() else None
+    return Path(named).absolute() / name if named.strip() else None
 
 
 class TokenCache:

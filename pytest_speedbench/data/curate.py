@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import io
 import json
 import os
-import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from statistics import fmean
 from pytest_speedbench.data import curation, embedding, pool
 from pytest_speedbench.data.schema import Row
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.files import write_atomic
 
 FILE = "qualitative.jsonl"
 REPORT = "curation.json"
@@ -198,11 +197,11 @@ def run(
         random_draws=RANDOM_DRAWS,
         categories=tuple(categories),
     )
-    _write(places[0], "".join(json.dumps(pool.record(row), ensure_ascii=False) + "\n" for row in chosen).encode())
-    _write(places[1], result.json().encode())
-    _write(places[2], result.markdown().encode())
+    write_atomic(places[0], "".join(json.dumps(pool.record(row), ensure_ascii=False) + "\n" for row in chosen).encode())
+    write_atomic(places[1], result.json().encode())
+    write_atomic(places[2], result.markdown().encode())
     if picture and draw:
-        _write(picture, draw(result))
+        write_atomic(picture, draw(result))
     return result
 
 
@@ -281,19 +280,3 @@ def _print(notice: str) -> None:
 
 def _show_progress(done: int, total: int) -> None:
     print(f"embedded {done} of {total}", file=sys.stderr)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, whole or not at all. Raises ConfigError with the system's reason."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.token_cache import ENVIRONMENT as CACHE_ENVIRONMENT
+from pytest_speedbench.token_cache import ENVIRONMENT, folder_of
 
 if TYPE_CHECKING:
     import httpx
@@ -92,12 +92,7 @@ def embedder_of(spec: str, environ: Mapping[str, str]) -> Embedder:
 
 def cache_folder(environ: Mapping[str, str]) -> Path | None:
     """Where vectors are kept: below SPEEDBENCH_CACHE_DIR, else in the user's cache folder; None if set to nothing."""
-    named = environ.get(CACHE_ENVIRONMENT)
-    if named is None:
-        import platformdirs
-
-        named = platformdirs.user_cache_dir("pytest-speedbench")
-    return Path(named).absolute() / "embeddings" if named.strip() else None
+    return folder_of(environ, "embeddings")
 
 
 def embed(
@@ -200,7 +195,7 @@ class VectorCache:
     def _unusable(self, error: Exception) -> ConfigError:
         return ConfigError(
             f"{self.place}: the cache of embeddings cannot be used ({error}); delete the file, or set "
-            f"{CACHE_ENVIRONMENT} to another folder"
+            f"{ENVIRONMENT} to another folder"
         )
 
 

@@ -12,7 +12,7 @@ from pytest_speedbench.errors import ConfigError
 SPEED_BENCH = "nvidia/SPEED-Bench"
 SPEED_BENCH_REVISION = "454f88454792dfa3ccfd7ef15fff248efde44cd1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]*))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHOWN_DIGITS = 12
 
 
@@ -41,7 +41,7 @@ def parse(spec: str) -> HubId | None:
     repo, revision = match["repo"], match["revision"]
     if revision is None and repo == SPEED_BENCH:
         revision = SPEED_BENCH_REVISION
-    if revision is None or not _COMMIT.fullmatch(revision):
+    if revision is None or not COMMIT.fullmatch(revision):
         raise ConfigError(
             f"dataset {spec!r}: there is no such folder, and a hub id needs a pinned revision, 40 hex digits: "
             f"{repo}@COMMIT (a branch or tag may hold other prompts tomorrow)"

@@ -11,16 +11,14 @@ from pytest_speedbench.cells import ISLS
 from pytest_speedbench.data import hub
 from pytest_speedbench.data.dataset import Dataset, Entry
 from pytest_speedbench.data.manifest import Manifest, read_manifest
-from pytest_speedbench.data.reading import read_jsonl, read_parquet
-from pytest_speedbench.data.schema import CONFIGS, Row
+from pytest_speedbench.data.reading import read_rows
+from pytest_speedbench.data.schema import CONFIGS, Row, some_ids
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.names import PARTIAL
 
 MINI = "mini"
 _MINI_FOLDER = Path(__file__).parent / "mini"
-_SHOWN_IDS = 3
 _PREPARE = "prepare_data.py --config {config} --output_dir DIR (from specdec_bench)"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load(
@@ -132,7 +130,7 @@ def _read_file(
         manifest.verify(path)
     number = 0
     sources: set[str] = set()
-    for position, row in (read_jsonl if path.suffix == ".jsonl" else read_parquet)(path, config):
+    for position, row in read_rows(path, config):
         number += 1
         if row.source not in sources:
             sources.add(row.source)
@@ -158,21 +156,21 @@ def _refuse_mixed_revisions(row: Row, path: Path, revisions: dict[str, tuple[str
 def _pinned(source: str) -> tuple[str, str | None]:
     """What stands before the commit in the address of a source, and the commit."""
     parts = source.replace("@", "/").split("/")
-    place = next((i for i, part in enumerate(parts) if _COMMIT.fullmatch(part)), None)
+    place = next((i for i, part in enumerate(parts) if hub.COMMIT.fullmatch(part)), None)
     return (source, None) if place is None else ("/".join(parts[:place]), parts[place])
 
 
 def _refuse_duplicates(folder: Path, config: str, entries: tuple[Entry, ...]) -> None:
     repeated = [name for name, count in Counter(entry.question_id for entry in entries).items() if count > 1]
     if repeated:
-        raise ConfigError(f"{folder}: {config} has the same question_id more than once: {_first(repeated)}")
+        raise ConfigError(f"{folder}: {config} has the same question_id more than once: {some_ids(repeated)}")
 
 
 def _unresolved(
     folder: Path, masked: Mapping[str, tuple[Entry, ...]], by_config: Mapping[str, tuple[Entry, ...]]
 ) -> ConfigError:
     lines = [
-        f"{config}: {len(entries)} of {len(by_config[config])} ({_first([entry.question_id for entry in entries])})"
+        f"{config}: {len(entries)} of {len(by_config[config])} ({some_ids([entry.question_id for entry in entries])})"
         for config, entries in masked.items()
     ]
     return ConfigError(
@@ -193,8 +191,3 @@ def _refuse_unknown_isl(folder: Path) -> None:
     )
     if unknown:
         raise ConfigError(f"{folder}: no ISL bucket for {', '.join(unknown)}; the buckets are {', '.join(ISLS)}")
-
-
-def _first(ids: list[str]) -> str:
-    shown = ", ".join(ids[:_SHOWN_IDS])
-    return shown if len(ids) <= _SHOWN_IDS else f"{shown}, … {len(ids)} in all"

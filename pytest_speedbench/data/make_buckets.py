@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import secrets
 import shutil
@@ -15,11 +14,13 @@ from pathlib import Path
 
 from pytest_speedbench import tokenize
 from pytest_speedbench.cells import isl_tokens
+from pytest_speedbench.columns import aligned
 from pytest_speedbench.data import counting, manifest, tiers
 from pytest_speedbench.data.buckets import fit
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.data.pool import record
-from pytest_speedbench.data.reading import read_jsonl, read_parquet
-from pytest_speedbench.data.schema import Row
+from pytest_speedbench.data.reading import read_rows
+from pytest_speedbench.data.schema import Row, some_ids
 from pytest_speedbench.data.selection import select
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS
@@ -27,16 +28,6 @@ from pytest_speedbench.names import CATEGORIES, DIFFICULTIES, ISLS
 PER_CELL = 512
 """Prompts of a SPEED-Bench throughput cell."""
 _WITH_CATEGORIES, _WITH_TIERS = "qualitative", "throughput_1k"  # configs whose rows a pool may have
-_SHOWN_IDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Numbers of tokens."""
-
-    min: int
-    mean: float
-    max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +68,7 @@ class BucketsReport:
         head = ["cell", "prompts", "padded", "cut", "exact", "filler", "tokens min/max"]
         if self.target:
             head.append(f"templated for {self.target} min/mean/max")
-        rows = [head, *(self._row(cell) for cell in self.cells)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            texts = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
-            yield "  ".join([row[0].ljust(widths[0]), *texts])
+        yield from aligned([head, *(self._row(cell) for cell in self.cells)])
 
     @staticmethod
     def _row(cell: BucketReport) -> list[str]:
@@ -89,7 +76,7 @@ class BucketsReport:
         row = [f"{cell.isl}-{cell.difficulty}", *map(str, counts), f"{cell.filler_share:.1%}"]
         row.append(f"{cell.tokens.min}/{cell.tokens.max}")
         if cell.templated:
-            row.append(f"{cell.templated.min}/{cell.templated.mean:.0f}/{cell.templated.max}")
+            row.append(str(cell.templated))
         return row
 
 
@@ -247,31 +234,30 @@ def _read(pool: Path) -> tuple[Row, ...]:
         raise ConfigError(f"{pool}: no prompts; expected .jsonl or .parquet files with the columns of SPEED-Bench")
     repeated = [name for name, number in Counter(row.question_id for row in rows).items() if number > 1]
     if repeated:
-        raise ConfigError(f"{pool}: the same question_id more than once: {_first(repeated)}; ids must be unique")
+        raise ConfigError(f"{pool}: the same question_id more than once: {some_ids(repeated)}; ids must be unique")
     masked = [row.question_id for row in rows if row.is_placeholder]
     if masked:
         raise ConfigError(
-            f"{pool}: {len(masked)} of {len(rows)} prompts are placeholders of SPEED-Bench ({_first(masked)}); run "
+            f"{pool}: {len(masked)} of {len(rows)} prompts are placeholders of SPEED-Bench ({some_ids(masked)}); run "
             "upstream's prepare step first, or take them out"
         )
     several = [row.question_id for row in rows if len(row.turns) > 1]
     if several:
         raise ConfigError(
-            f"{pool}: {len(several)} of {len(rows)} prompts have several turns ({_first(several)}), and a bucket "
+            f"{pool}: {len(several)} of {len(rows)} prompts have several turns ({some_ids(several)}), and a bucket "
             "is the length of one; keep the turn that is meant"
         )
     return rows
 
 
 def _read_file(path: Path) -> Iterator[Row]:
-    read = read_jsonl if path.suffix == ".jsonl" else read_parquet
     try:
-        next(iter(read(path, _WITH_TIERS)), None)
+        next(read_rows(path, _WITH_TIERS), None)
         config = _WITH_TIERS
     except ConfigError:
         # Then it has categories, or what is wrong with it shows when it is read as such.
         config = _WITH_CATEGORIES
-    return (row for _, row in read(path, config))
+    return (row for _, row in read_rows(path, config))
 
 
 def _tiered(row: Row, tier: str) -> Row:
@@ -335,7 +321,7 @@ def _write_bucket(
     chat: tokenize.ChatTokenizer | None,
 ) -> Iterator[BucketReport]:
     target = isl_tokens(isl)
-    with (folder / f"throughput_{isl}.jsonl").open("wb") as file:
+    with (folder / _file_name(isl)).open("wb") as file:
         for tier, rows in by_tier.items():
             if not rows:
                 continue
@@ -361,32 +347,29 @@ def _write_bucket(
                 cut=sum(was > target for was in before),
                 exact=sum(was == target for was in before),
                 filler_share=filler / sum(after),
-                tokens=_lengths(after),
-                templated=None if chat is None else _lengths([len(ids) for ids in chat.first_ids(texts)]),
+                tokens=Lengths.of(after),
+                templated=None if chat is None else Lengths.of([len(ids) for ids in chat.first_ids(texts)]),
             )
 
 
+def _file_name(isl: str) -> str:
+    return f"throughput_{isl}.jsonl"
+
+
 def _write_manifest(folder: Path, report: BucketsReport) -> None:
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.jsonl"))}
+    rows = Counter[str]()
+    for cell in report.cells:
+        rows[_file_name(cell.isl)] += cell.prompts
     content = {
         "id": report.id,
         "tokenizer": report.tokenizer,
         "files": {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "rows": data.count(b"\n")}
-            for name, data in files.items()
+            name: {"sha256": manifest.sha256_of(folder / name), "rows": number} for name, number in sorted(rows.items())
         },
         "buckets": dataclasses.asdict(report),
     }
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     (folder / manifest.NAME).write_bytes(text.encode())
-
-
-def _file_entry(data: bytes) -> dict[str, object]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "rows": data.count(b"\n")}
-
-
-def _lengths(numbers: Sequence[int]) -> Lengths:
-    return Lengths(min(numbers), sum(numbers) / len(numbers), max(numbers))
 
 
 def _rule(arguments: argparse.Namespace) -> tiers.Rule:
@@ -401,11 +384,6 @@ def _rule(arguments: argparse.Namespace) -> tiers.Rule:
     if pairs or arguments.tier_file is not None:
         raise ConfigError("--entropy beside --tier or --tier-file: difficulty is measured or given, not both")
     return tiers.by_entropy(arguments.entropy, arguments.entropy_cuts)
-
-
-def _first(ids: Sequence[str]) -> str:
-    shown = ", ".join(ids[:_SHOWN_IDS])
-    return shown if len(ids) <= _SHOWN_IDS else f"{shown}, … {len(ids)} in all"
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Manifest:
         if expected is None:
             listed = ", ".join(self.sha256) or "none"
             raise ConfigError(f"{path}: not listed in {NAME} (which lists {listed}); remove the file or list it")
-        found = _sha256(path)
+        found = sha256_of(path)
         if found != expected:
             raise ConfigError(
                 f"{path}: not the file of {self.id}: sha256 {found}, but {NAME} says {expected}; "
@@ -90,7 +90,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, in hex digits. Raises ConfigError where it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

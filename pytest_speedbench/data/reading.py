@@ -23,6 +23,11 @@ _SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**26, 200
 """Text shrinks by 3 to 10 in Parquet; only what was made to blow up shrinks by more than this."""
 
 
+def read_rows(path: Path, config: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a ``.jsonl`` or Parquet file, each with its position, as the reader for it gives them."""
+    return read_jsonl(path, config) if path.suffix == ".jsonl" else read_parquet(path, config)
+
+
 def read_jsonl(path: Path, config: str) -> Iterator[tuple[int, Row]]:
     """The rows of a ``.jsonl`` file in file order, each with its byte offset; blank lines are skipped.
 

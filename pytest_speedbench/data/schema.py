@@ -12,6 +12,7 @@ from pytest_speedbench.errors import ConfigError
 CONFIGS = ("qualitative", *(f"throughput_{isl}" for isl in ISLS))
 SENTINEL = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
 _SHOWN_CHARS = 60
+_SHOWN_IDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class Row:
 def content_sha256(prompts: Iterable[tuple[str, bytes]]) -> str:
     """The identity of a set of prompts, given as (question_id, digest): sha256 over the digests by id."""
     return hashlib.sha256(b"".join(digest for _, digest in sorted(prompts))).hexdigest()
+
+
+def some_ids(ids: Sequence[str]) -> str:
+    """The first few of ``ids`` for a message, and how many there are."""
+    shown = ", ".join(ids[:_SHOWN_IDS])
+    return shown if len(ids) <= _SHOWN_IDS else f"{shown}, … {len(ids)} in all"
 
 
 def categories_of(config: str) -> tuple[str, ...]:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_speedbench.data.schema import Row
+from pytest_speedbench.data.schema import Row, some_ids
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.names import CATEGORIES, DIFFICULTIES
 
 SKIP = "skip"
 """In the place of a difficulty: prompts to leave out."""
-_SHOWN_IDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def by_name(names: Mapping[str, str]) -> Rule:
         unknown = sorted(set(names) - {*CATEGORIES, *DIFFICULTIES} - {row.question_id for row in rows})
         if unknown:
             raise ConfigError(
-                f"difficulty given for {_first(unknown)}, which is no category and no question_id of the pool; "
+                f"difficulty given for {some_ids(unknown)}, which is no category and no question_id of the pool; "
                 f"the categories are {', '.join(CATEGORIES)}"
             )
         known = {tier: tier for tier in DIFFICULTIES} | dict(names)
@@ -81,7 +80,7 @@ def by_entropy(path: Path, cuts: tuple[float, float] | None = None) -> Rule:
         missing = [row.question_id for row in rows if row.question_id not in measured]
         if missing:
             raise ConfigError(
-                f"{path}: no entropy for {_first(missing)} ({len(missing)} of {len(rows)} prompts of the pool); "
+                f"{path}: no entropy for {some_ids(missing)} ({len(missing)} of {len(rows)} prompts of the pool); "
                 "measure them, or take them out of the pool"
             )
         own = cuts or _tertiles([measured[row.question_id] for row in rows])
@@ -144,8 +143,3 @@ def _tertiles(values: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(values)
     first, second = (ordered[max(-(-len(ordered) * share // 3) - 1, 0)] for share in (1, 2))
     return first, second
-
-
-def _first(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN_IDS])
-    return shown if len(names) <= _SHOWN_IDS else f"{shown}, … {len(names)} in all"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.files import write_atomic
 from pytest_speedbench.report.decode import Fields
-from pytest_speedbench.report.files import write_atomic
 from pytest_speedbench.report.ranking import outcome, verdict_word
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.result_json import result_from_json, result_to_json

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_speedbench.files import write_atomic
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.report.failure import failure_text, headline
-from pytest_speedbench.report.files import write_atomic
 from pytest_speedbench.report.ranking import outcome, verdict_word
 from pytest_speedbench.report.run_info import RunInfo
 from pytest_speedbench.report.wording import item_name, one_line

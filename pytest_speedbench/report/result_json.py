@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 from pytest_speedbench.cells import Cell
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
@@ -16,7 +17,7 @@ from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report.decode import Fields
 from pytest_speedbench.report.redact import Redactor
-from pytest_speedbench.results import CellResult, Lengths
+from pytest_speedbench.results import CellResult
 
 JSONObject = dict[str, object]
 
@@ -46,7 +47,7 @@ def result_to_json(result: CellResult) -> JSONObject:
         "prompts_sha256": result.prompts_sha256,
         "steps_source": result.steps_source,
         "duration_s": number(result.duration_s),
-        "isl": result.isl and {"min": result.isl.least, "mean": number(result.isl.mean), "max": result.isl.most},
+        "isl": result.isl and {"min": result.isl.min, "mean": number(result.isl.mean), "max": result.isl.max},
         "masked": result.masked,
     }
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pytest_speedbench import tokenize
 from pytest_speedbench.data import counting, make_buckets, tiers
 from pytest_speedbench.data.buckets import FILLER
+from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.data.loading import load
-from pytest_speedbench.data.make_buckets import BucketsReport, Lengths, run
+from pytest_speedbench.data.make_buckets import BucketsReport, run
 from pytest_speedbench.data.schema import SENTINEL, Row
 from pytest_speedbench.engines.embedded import find_model
 from pytest_speedbench.errors import ConfigError
