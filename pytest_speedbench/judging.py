@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,10 @@ from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
 from pytest_speedbench.measure.metrics import METRICS, Metric
+from pytest_speedbench.measure.runs import Run, mean_metrics, pooled_acceptance, prompt_lengths
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.summary import summarise, summarise_overall
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, CellRun
 
 _PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 
@@ -54,22 +56,33 @@ class Labels:
     masked: int = 0
 
 
-def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
-    """The result of one measured cell."""
-    reasons = list(problems(window, speculation=rules.speculation.active, draft_tokens=rules.speculation.draft_tokens))
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """One run of a cell, checked and reduced to its metrics; None where not a turn was finished.
+
+    ``reasons`` keep it from carrying any verdict, ``timing`` only verdicts on rates and latencies.
+    """
+
+    run: Run | None
+    reasons: tuple[Reason, ...]
+    timing: tuple[Reason, ...] = ()
+    measured: frozenset[str] = frozenset()
+    planned: frozenset[str] = frozenset()
+    turns: int = 0
+
+
+def assess(window: Window, speculation: Speculation, seed_parts: Sequence[str]) -> Assessed:
+    """Check and reduce one measured window. ``seed_parts`` (the item's id, say) seed the intervals."""
+    reasons = list(problems(window, speculation=speculation.active, draft_tokens=speculation.draft_tokens))
     concurrency = concurrency_problem(window)
     if concurrency is not None:
         reasons.append(concurrency)
-    if not window.turns:
-        return _result(window.cell, [window], {}, None, reasons, (), rules, labels)
-    metrics, acceptance = summarise(window, seed_parts=(labels.item_id,))
-    gates, gate_reasons = _gates(window.cell, metrics, rules, labels)
-    gate_reasons += _timing_problems([window], gates)
-    return _result(window.cell, [window], metrics, acceptance, reasons + gate_reasons, gates, rules, labels)
+    reduced = summarise(window, seed_parts=seed_parts) if window.turns else None
+    return _assessed([window], reduced, reasons)
 
 
-def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, labels: Labels) -> CellResult:
-    """The result over all categories. ``parts`` has None for a category that was not measured soundly."""
+def assess_overall(parts: Mapping[str, Window | None], seed_parts: Sequence[str]) -> Assessed:
+    """The same over all categories of one run. ``parts`` has None for one that was not measured soundly."""
     missing = [name for name, window in parts.items() if window is None]
     windows = [window for window in parts.values() if window is not None]
     if missing or not windows:
@@ -78,11 +91,47 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
             f"overall needs all of its {len(parts)} categories, and {len(missing)} have no sound measurement: "
             f"{', '.join(missing)}",
         )
-        return _result(cell, windows, {}, None, [reason], (), rules, labels)
-    metrics, acceptance = summarise_overall(windows, seed_parts=(labels.item_id,))
-    gates, reasons = _gates(cell, metrics, rules, labels)
-    reasons += _timing_problems(windows, gates)
-    return _result(cell, windows, metrics, acceptance, reasons, gates, rules, labels)
+        return _assessed(windows, None, [reason])
+    return _assessed(windows, summarise_overall(windows, seed_parts=seed_parts), [])
+
+
+def _assessed(
+    windows: Sequence[Window], reduced: tuple[dict[str, Metric], Acceptance] | None, reasons: Sequence[Reason]
+) -> Assessed:
+    turns = [turn for window in windows for turn in window.turns]
+    return Assessed(
+        run=None
+        if reduced is None
+        else Run(windows[0].start, windows[0].repeat, *reduced, prompts=prompt_lengths(turns)),
+        reasons=tuple(reasons),
+        timing=tuple(_saturated(windows) + _not_held(windows)),
+        measured=frozenset(turn.question_id for turn in turns),
+        planned=frozenset(question_id for window in windows for question_id, _ in window.planned),
+        turns=len(turns),
+    )
+
+
+def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
+    """The result of a cell that was measured once."""
+    return judge_runs(window.cell, [assess(window, rules.speculation, (labels.item_id,))], rules, labels)
+
+
+def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, labels: Labels) -> CellResult:
+    """The result over all categories of one run; see ``assess_overall``."""
+    return judge_runs(cell, [assess_overall(parts, (labels.item_id,))], rules, labels)
+
+
+def judge_runs(cell: Cell, runs: Sequence[Assessed], rules: Rules, labels: Labels) -> CellResult:
+    """The result of a cell from all its runs: what keeps one of them from a verdict keeps the cell from it."""
+    reasons = list(dict.fromkeys(reason for run in runs for reason in run.reasons))
+    reduced = [run.run for run in runs if run.run is not None]
+    if not reduced:
+        return _result(cell, runs, {}, None, reasons, (), labels)
+    metrics = mean_metrics(reduced)
+    gates, gate_reasons = _gates(cell, metrics, reduced, rules, labels)
+    if any(METRICS[gate.metric].log_scale for gate in gates):
+        gate_reasons += list(dict.fromkeys(reason for run in runs for reason in run.timing))[:1]
+    return _result(cell, runs, metrics, pooled_acceptance(reduced), reasons + gate_reasons, gates, labels)
 
 
 def is_sound(window: Window, speculation: Speculation) -> bool:
@@ -93,13 +142,6 @@ def is_sound(window: Window, speculation: Speculation) -> bool:
 def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
     """The result of a cell that could not be measured at all."""
     return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))
-
-
-def _timing_problems(windows: Sequence[Window], gates: Sequence[GateResult]) -> list[Reason]:
-    """What only matters where a rate or a latency is gated."""
-    if not any(METRICS[gate.metric].log_scale for gate in gates):
-        return []
-    return _saturated(windows) + _not_held(windows)
 
 
 def _saturated(windows: Sequence[Window]) -> list[Reason]:
@@ -122,12 +164,13 @@ def _not_held(windows: Sequence[Window]) -> list[Reason]:
 
 
 def _gates(
-    cell: Cell, metrics: Mapping[str, Metric], rules: Rules, labels: Labels
+    cell: Cell, metrics: Mapping[str, Metric], runs: Sequence[Run], rules: Rules, labels: Labels
 ) -> tuple[tuple[GateResult, ...], list[Reason]]:
     if rules.measure_only:
         return (), []
     mismatches = {file.path: file.match.runtime_mismatches(rules.facts) for file in rules.files}
     fitting = [file for file in rules.files if not mismatches[file.path]]
+    repeats = Counter(run.start for run in runs)
     gates = tuple(
         _in_doubt(
             judge(
@@ -136,6 +179,9 @@ def _gates(
                 each.limit,
                 alpha=each.alpha,
                 beta=each.beta,
+                starts=len(repeats),
+                # Of unequal numbers the least: the noise is then not taken for smaller than it is.
+                repeats=min(repeats.values()),
                 prompts=labels.prompts_sha256,
             ),
             metrics,
@@ -194,12 +240,11 @@ def _in_doubt(gate: GateResult, metrics: Mapping[str, Metric], limit: Limit, cel
 
 def _result(
     cell: Cell,
-    windows: Sequence[Window],
+    runs: Sequence[Assessed],
     metrics: Mapping[str, Metric],
     acceptance: Acceptance | None,
     reasons: Sequence[Reason],
     gates: tuple[GateResult, ...],
-    rules: Rules,
     labels: Labels,
 ) -> CellResult:
     if reasons:
@@ -208,7 +253,6 @@ def _result(
         verdict = None
     else:
         verdict = combine(gates)
-    turns = [turn for window in windows for turn in window.turns]
     return CellResult(
         profile=labels.profile,
         cell=cell,
@@ -218,12 +262,17 @@ def _result(
         metrics=metrics,
         acceptance=acceptance,
         gates=gates,
-        conversations=len({turn.question_id for turn in turns}),
-        conversations_planned=len({question_id for window in windows for question_id, _ in window.planned}),
-        turns=len(turns),
+        conversations=min((len(run.measured) for run in runs), default=0),
+        conversations_planned=max((len(run.planned) for run in runs), default=0),
+        turns=sum(run.turns for run in runs),
         prompts_sha256=labels.prompts_sha256,
         steps_source=labels.steps_source,
         duration_s=labels.duration_s,
         isl=labels.isl,
         masked=labels.masked,
+        runs=tuple(
+            CellRun(run.start, run.repeat, {name: metric.value for name, metric in run.metrics.items()})
+            for run in (each.run for each in runs)
+            if run is not None
+        ),
     )

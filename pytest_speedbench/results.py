@@ -14,13 +14,26 @@ from pytest_speedbench.measure.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
+class CellRun:
+    """One measurement of all of a cell's prompts: repeat ``repeat`` of engine start ``start``, both from 0.
+
+    ``values`` holds the metrics of that run by name.
+    """
+
+    start: int
+    repeat: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class CellResult:
     """One cell, measured with one engine profile, and the verdict on it.
 
     ``profile`` is the label in the item id. ``steps_source`` says where step counts come from.
     ``verdict`` is None for a measured cell without a gate under ``--speedbench-measure-only``. ``isl`` is the
     length of first prompts as the engine gets them, None where nothing was sent. ``masked`` prompts of the
-    cell were placeholders and left out: it is partial, and not comparable with a full one.
+    cell were placeholders and left out: it is partial, and not comparable with a full one. ``metrics`` are the mean
+    over ``runs``, one per engine start and repeat.
     """
 
     profile: str
@@ -39,3 +52,4 @@ class CellResult:
     duration_s: float = 0.0
     isl: Lengths | None = None
     masked: int = 0
+    runs: tuple[CellRun, ...] = ()

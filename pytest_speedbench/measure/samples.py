@@ -202,6 +202,7 @@ class Window:
     ``planned`` holds (question_id, number of turns) of every conversation that was to be measured.
     ``steady_ns`` is the span in which the asked concurrency was held, None if it never was.
     ``steps`` is what ``measure.steps.settle`` made of it, None for a window of turns that have their own.
+    It is repeat ``repeat`` of engine start ``start``, both from 0.
     """
 
     cell: Cell
@@ -212,3 +213,5 @@ class Window:
     client: Client
     steady_ns: tuple[int, int] | None = None
     steps: StepTotal | None = None
+    start: int = 0
+    repeat: int = 0

@@ -33,6 +33,8 @@ def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redacto
     yield {
         "type": "window",
         **head,
+        "start": window.start,
+        "repeat": window.repeat,
         "planned": [list(pair) for pair in window.planned],
         "counters": {name: getattr(window.counters, name) for name in (*COUNTERS, "slack")},
         "client": _client_to_json(window.client),
@@ -142,6 +144,9 @@ class Lines:
             client=_client_from_json(head.child("client")),
             steady_ns=_steady(head),
             steps=_step_total(head.optional_child("steps")),
+            # Logs written before there were several starts and repeats have neither.
+            start=head.integer("start") if head.has("start") else 0,
+            repeat=head.integer("repeat") if head.has("repeat") else 0,
         )
         return head.text("profile"), window
 

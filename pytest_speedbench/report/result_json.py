@@ -17,7 +17,7 @@ from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report.decode import Fields
 from pytest_speedbench.report.redact import Redactor
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, CellRun
 
 JSONObject = dict[str, object]
 
@@ -49,6 +49,14 @@ def result_to_json(result: CellResult) -> JSONObject:
         "duration_s": number(result.duration_s),
         "isl": result.isl and {"min": result.isl.min, "mean": number(result.isl.mean), "max": result.isl.max},
         "masked": result.masked,
+        "runs": [
+            {
+                "start": run.start,
+                "repeat": run.repeat,
+                "values": {name: number(value) for name, value in run.values.items()},
+            }
+            for run in result.runs
+        ],
     }
 
 
@@ -78,7 +86,13 @@ def result_from_json(data: object, where: str = "cell") -> CellResult:
         duration_s=read.number("duration_s"),
         isl=None if isl is None else Lengths(isl.integer("min"), isl.number("mean"), isl.integer("max")),
         masked=read.integer("masked") if read.has("masked") else 0,
+        runs=tuple(map(_run_from_json, read.children("runs"))) if read.has("runs") else (),
     )
+
+
+def _run_from_json(read: Fields) -> CellRun:
+    values = read.child("values")
+    return CellRun(read.integer("start"), read.integer("repeat"), {name: values.number(name) for name in values.data})
 
 
 def redacted(result: CellResult, redactor: Redactor) -> CellResult:
