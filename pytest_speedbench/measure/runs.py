@@ -47,12 +47,16 @@ def mean_metrics(runs: Sequence[Run]) -> dict[str, Metric]:
 
 
 def mean_over_starts(values: Sequence[tuple[int, float]], *, log: bool = False) -> float:
-    """The mean over engine starts of their means, from (start, value) pairs; geometric with ``log``."""
+    """The mean over engine starts of their means, from (start, value) pairs.
+
+    With ``log`` the geometric one, unless a value has no logarithm.
+    """
+    log = log and all(value > 0 for _, value in values)
     starts: dict[int, list[float]] = {}
     for start, value in values:
-        starts.setdefault(start, []).append(math.log(value) if log and value > 0 else value)
+        starts.setdefault(start, []).append(math.log(value) if log else value)
     mean = fmean(fmean(own) for own in starts.values())
-    return math.exp(mean) if log and all(value > 0 for _, value in values) else mean
+    return math.exp(mean) if log else mean
 
 
 def _mean_metric(name: str, runs: Sequence[Run]) -> Metric:
