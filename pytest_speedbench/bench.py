@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pytest_speedbench.arms import Arm, order
 from pytest_speedbench.cells import Cell, isl_tokens
 from pytest_speedbench.data import control
 from pytest_speedbench.data.lengths import Lengths
@@ -21,7 +22,7 @@ from pytest_speedbench.engines.gpus import Gpu, Nvml
 from pytest_speedbench.engines.leases import leases_folder, reap
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
-from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
+from pytest_speedbench.judging import Assessed, Labels, Rules, assess, assess_overall, invalid, is_sound, judge_runs
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.samples import Window
@@ -38,11 +39,16 @@ CellProgress = Callable[[str, int, int], None]
 """Called with (item id, conversations done, conversations in all)."""
 
 
+def _silent(name: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
 @dataclass(slots=True)
 class EngineSlot:
     """The engine of one profile while its fixture lives: running, or why it is not."""
 
     profile: Profile
+    start: int = 0
     running: RunningEngine | None = None
     gpus: tuple[Gpu, ...] = ()
     broken: Reason | None = None
@@ -61,6 +67,16 @@ class EngineSlot:
 
 
 @dataclass(slots=True)
+class Measured:
+    """What was measured of one cell of one profile so far."""
+
+    runs: list[Assessed] = field(default_factory=list)
+    seconds: float = 0.0
+    sources: dict[str, None] = field(default_factory=dict)
+    """Where step counts came from, in order."""
+
+
+@dataclass(slots=True)
 class Bench:
     """State of one pytest session in the process that measures."""
 
@@ -72,7 +88,11 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     """What the user should know beside the results, one sentence each."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
-    _sound: dict[tuple[str, int, str], Window] = field(default_factory=dict)
+    _measured: dict[tuple[str, Cell], Measured] = field(default_factory=dict)
+    _sound: dict[tuple[str, Cell, int, int], Window] = field(default_factory=dict)
+    """Sound windows of categories by profile, cell, start and repeat, for the overall cell."""
+    _beside: list[CellResult] = field(default_factory=list)
+    """Cells of what a profile is compared with."""
     _random: dict[tuple[str, str], tuple[Row, ...]] = field(default_factory=dict)
     _requests: RequestLog | None = None
 
@@ -94,7 +114,9 @@ class Bench:
             ],
             thresholds=list(files),
             options=[(o.name, o.value, o.origin) for o in settings.origins],
-            engines=[_record(profile) for profile in settings.profiles],
+            engines=[
+                _record(each) for profile in settings.profiles for each in (profile, *settings.companions(profile))
+            ],
         )
         return cls(plan, run, Redactor.from_environ(environ), suite)
 
@@ -109,6 +131,9 @@ class Bench:
                 prepared, cells = self._prepare(profile), self._planned(profile)
                 self._capacity(prepared, cells)
                 self._refuse_remembered(prepared, cells)
+                for companion in self.plan.settings.companions(profile):
+                    self._capacity(self._prepare(companion), cells)
+                    self._refuse_remembered(self._prepare(companion), cells)
             except ConfigError as error:
                 problems += str(error).splitlines()
         if problems:
@@ -116,22 +141,67 @@ class Bench:
         self._open_log()
 
     @contextlib.contextmanager
-    def engine(self, profile: Profile, folder: Path) -> Iterator[EngineSlot]:
-        """Start the engine of ``profile``; a failed start is in the slot, not raised."""
-        slot = EngineSlot(profile)
+    def engine(
+        self, profile: Profile, folder: Path, ahead: Sequence[PlannedCell] = (), progress: CellProgress = _silent
+    ) -> Iterator[EngineSlot]:
+        """Start the engine of ``profile``; a failed start is in the slot, not raised.
+
+        Where cells are measured over several starts, or beside another engine, everything but the last start is
+        done before, with the cells in ``ahead``.
+        """
+        settings = self.plan.settings
+        *before, last = order(profile, settings.companions(profile), settings.starts)
+        if before and not ahead:
+            raise ConfigError(
+                "--speedbench-starts, --speedbench-baseline and --speedbench-speedup need to know the cells before the "
+                "first start; they work with the suite, not with a test that asks for cells by itself"
+            )
+        broken: Reason | None = None
+        for arm in before:
+            broken = broken or self._measure_ahead(arm, ahead, folder, progress)
+        if broken is not None:
+            yield EngineSlot(profile, last.start, broken=broken)
+            return
+        with self._started(last, folder, self._planned(profile) or self._everything(profile)) as slot:
+            yield slot
+
+    @contextlib.contextmanager
+    def _started(self, arm: Arm, folder: Path, cells: Sequence[Cell]) -> Iterator[EngineSlot]:
+        profile, slot = arm.profile, EngineSlot(arm.profile, arm.start)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._stop_noted(profile))
             try:
                 self.notes += [str(reaped) for reaped in reap(leases_folder(os.environ))]
                 prepared = self._prepare(profile)
-                capacity = self._capacity(prepared, self._planned(profile) or self._everything(profile))
+                own = folder / f"{profile.label}-{arm.start}"
+                own.mkdir()
                 slot.running, slot.gpus = stack.enter_context(
-                    started(prepared, capacity, self.plan.settings, folder, Nvml())
+                    started(prepared, self._capacity(prepared, cells), self.plan.settings, own, Nvml())
                 )
                 self._note_started(profile, slot.running, slot.gpus)
             except (ConfigError, EngineError) as error:
                 slot.broken = Reason("engine_start_failed", f"{profile.label}: {self.redactor.text(str(error))}")
             yield slot
+
+    def _measure_ahead(
+        self, arm: Arm, planned: Sequence[PlannedCell], folder: Path, progress: CellProgress
+    ) -> Reason | None:
+        """One start that no item waits for, with all cells; why it broke off, None if it did not."""
+        cells = [each.cell for each in planned]
+        with self._started(arm, folder, [cell for cell in cells if not cell.is_overall]) as slot:
+            for cell in cells:
+                if slot.broken is not None:
+                    return slot.why_broken()
+                if not cell.is_overall:
+                    name = f"{arm.profile.label}-{cell.id(with_concurrency=True)}, start {arm.start + 1}"
+                    self._measure_runs(slot, cell, name, progress)
+            for cell in cells:
+                if cell.is_overall:
+                    name = f"{arm.profile.label}-{cell.id(with_concurrency=True)}"
+                    self._assess_overall(arm.profile.label, cell, arm.start, name)
+            # These are what takes memory; what follows needs no more than what they were reduced to.
+            self._sound.clear()
+        return slot.broken and slot.why_broken()
 
     @contextlib.contextmanager
     def _stop_noted(self, profile: Profile) -> Iterator[None]:
@@ -159,7 +229,7 @@ class Bench:
         artifact.write(
             settings.artifact,
             self.run,
-            self.results,
+            [*self.results, *self._beside],
             complete=complete,
             partial=self.partial,
             measure_only=settings.measure_only,
@@ -175,39 +245,78 @@ class Bench:
     def _measure(self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool) -> CellResult:
         profile, cell = planned.profile, planned.cell
         labels = Labels(profile.label, planned.item_id, "", "", 0.0)
-        if cell.is_overall:
-            return self._overall(slot, planned, labels, judged=judged)
-        if slot.broken is not None or slot.running is None:
+        if slot.running is None or (slot.broken is not None and not cell.is_overall):
             return invalid(cell, slot.why_broken(), labels)
-        reason = self._remembered(slot.running.prepared, cell, slot.seen)
+        if cell.is_overall:
+            self._assess_overall(profile.label, cell, slot.start, planned.item_id)
+        else:
+            self._measure_runs(slot, cell, planned.item_id, progress)
+        measured = self._measured[profile.label, cell]
+        conversations = self._all_conversations(slot.running.prepared, cell)
+        labels = replace(
+            self._of_prompts(labels, cell, conversations),
+            steps_source=", ".join(measured.sources),
+            duration_s=measured.seconds,
+        )
+        for companion in self.plan.settings.companions(profile):
+            self._beside.append(self._of_companion(companion, planned, labels))
+        rules = self._rules(planned, slot, judged=judged and not cell.is_control)
+        return judge_runs(cell, measured.runs, rules, labels)
+
+    def _measure_runs(self, slot: EngineSlot, cell: Cell, name: str, progress: CellProgress) -> None:
+        """All repeats of one cell within one engine start. What goes wrong is one of its runs, without a metric."""
+        measured = self._measured.setdefault((slot.profile.label, cell), Measured())
+        for repeat in range(self.plan.settings.repeats):
+            began = time.monotonic()
+            run = self._measure_run(slot, cell, repeat, name, progress)
+            measured.seconds += time.monotonic() - began
+            if isinstance(run, Reason):
+                measured.runs.append(Assessed(None, (run,)))
+                return
+            source = run.steps.source if run.steps is not None else ""
+            measured.sources.setdefault(source)
+            measured.runs.append(assess(run, slot.profile.speculation, (name,)))
+
+    def _measure_run(
+        self, slot: EngineSlot, cell: Cell, repeat: int, name: str, progress: CellProgress
+    ) -> Window | Reason:
+        """Measure a cell once; the window, or why there is none."""
+        running, profile = slot.running, slot.profile
+        assert running is not None
+        reason = self._remembered(running.prepared, cell, slot.seen)
         if reason is not None:
-            return invalid(cell, reason, labels)
-        conversations = self._conversations(slot.running.prepared, cell)
+            return reason
+        conversations = self._conversations(running.prepared, cell)
         slot.seen |= {conversation.question_id for conversation in conversations}
-        labels = self._of_prompts(labels, cell, conversations)
-        began = time.monotonic()
         try:
-            window = slot.running.measure(
+            window = running.measure(
                 cell,
                 conversations,
                 self.plan.settings.sampling,
-                lambda done, total: progress(planned.item_id, done, total),
+                lambda done, total: progress(name, done, total),
                 repeats=self.plan.repeats(cell),
             )
         except EngineError as error:
-            return invalid(cell, self._lost(slot, slot.running, error), labels)
+            return self._lost(slot, running, error)
+        window = replace(window, start=slot.start, repeat=repeat)
         self._open_log().append(profile.label, window)
-        self.notes += [f"{profile.label}: {note}" for note in slot.running.take_notes()]
-        labels = replace(
-            labels,
-            steps_source=window.steps.source if window.steps is not None else "",
-            duration_s=time.monotonic() - began,
-        )
-        result = judge_window(window, self._rules(planned, slot, judged=judged and not cell.is_control), labels)
+        self.notes += [f"{profile.label}: {note}" for note in running.take_notes()]
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
-        if is_sound(window, profile.speculation):
-            self._sound[profile.label, cell.concurrency, str(cell.category)] = window
-        return result
+        if cell.split == "qualitative" and is_sound(window, profile.speculation):
+            self._sound[profile.label, cell, slot.start, repeat] = window
+        return window
+
+    def _of_companion(self, companion: Profile, planned: PlannedCell, labels: Labels) -> CellResult:
+        """The cell as it was measured with what its profile is compared with."""
+        measured = self._measured.get((companion.label, planned.cell), Measured())
+        own = replace(
+            labels,
+            profile=companion.label,
+            item_id=companion.label + planned.item_id.removeprefix(planned.profile.label),
+            steps_source=", ".join(measured.sources),
+            duration_s=measured.seconds,
+        )
+        return judge_runs(planned.cell, measured.runs, self._unjudged(companion), own)
 
     def _lost(self, slot: EngineSlot, running: RunningEngine, error: EngineError) -> Reason:
         """Why a cell broke off: the engine died, or it lives and does not answer."""
@@ -218,21 +327,30 @@ class Bench:
             return slot.broken
         return Reason("engine_unreachable", self.redactor.text(str(error)))
 
-    def _overall(self, slot: EngineSlot, planned: PlannedCell, labels: Labels, *, judged: bool) -> CellResult:
-        profile, cell = planned.profile, planned.cell
-        categories = [str(p.category) for p in self.plan.dataset.points() if p.split == cell.split]
-        parts = {name: self._sound.get((profile.label, cell.concurrency, name)) for name in categories}
-        if slot.running is None:
-            return invalid(cell, slot.why_broken(), labels)
-        prepared = slot.running.prepared
-        conversations = [
-            conversation
-            for name in categories
-            for conversation in self._conversations(prepared, replace(cell, category=name))
+    def _assess_overall(self, label: str, cell: Cell, start: int, name: str) -> None:
+        """The overall cell of each repeat of one engine start, from what was measured of its categories."""
+        measured = self._measured.setdefault((label, cell), Measured())
+        for repeat in range(self.plan.settings.repeats):
+            parts = {
+                str(part.category): self._sound.get((label, part, start, repeat)) for part in self._categories(cell)
+            }
+            for window in parts.values():
+                if window is not None and window.steps is not None:
+                    measured.sources.setdefault(window.steps.source)
+            measured.runs.append(assess_overall(parts, (name,)))
+
+    def _categories(self, cell: Cell) -> list[Cell]:
+        """The cells that an overall cell sums up."""
+        return [
+            replace(point, concurrency=cell.concurrency)
+            for point in self.plan.dataset.points()
+            if point.split == cell.split
         ]
-        sources = dict.fromkeys(w.steps.source for w in parts.values() if w is not None and w.steps is not None)
-        labels = replace(self._of_prompts(labels, cell, conversations), steps_source=", ".join(sources))
-        return judge_overall(cell, parts, self._rules(planned, slot, judged=judged), labels)
+
+    def _all_conversations(self, prepared: Prepared, cell: Cell) -> tuple[Conversation, ...]:
+        """The conversations of a cell; of the overall cell those of all categories."""
+        cells = self._categories(cell) if cell.is_overall else [cell]
+        return tuple(conversation for each in cells for conversation in self._conversations(prepared, each))
 
     def _rules(self, planned: PlannedCell, slot: EngineSlot, *, judged: bool) -> Rules:
         plan, profile = self.plan, planned.profile
@@ -250,6 +368,18 @@ class Bench:
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
             gate_required=not planned.supporting,
+        )
+
+    def _unjudged(self, profile: Profile) -> Rules:
+        """Rules of a profile that is only compared with."""
+        return Rules(
+            files=(),
+            others=(),
+            facts=static_facts(profile, self.plan.settings, self.plan.dataset.id),
+            points=(),
+            default_concurrency={},
+            speculation=profile.speculation,
+            measure_only=True,
         )
 
     def _prepare(self, profile: Profile) -> Prepared:
@@ -324,7 +454,9 @@ class Bench:
         method = prepared.profile.speculation.method
         forgets = prepared.engine.flush_path is not None
         why = None
-        if self.plan.repeats(cell) > 1:
+        if self.plan.settings.repeats > 1 and not forgets:
+            why = f"{cell.id(with_concurrency=True)} cannot be repeated within one engine start; ask for more starts"
+        elif self.plan.repeats(cell) > 1:
             why = f"prompts cannot be repeated to fill {cell.id(with_concurrency=True)}; lower the concurrency"
         elif not forgets and prepared.profile.base_url is not None:
             why = "a server that was running before may have answered these prompts already; start one"

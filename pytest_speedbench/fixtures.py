@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from pytest_speedbench.session import BENCH, PROGRESS, bench_of
 if TYPE_CHECKING:
     from pytest_speedbench.bench import Bench, EngineSlot
     from pytest_speedbench.custom import Speedbench
+    from pytest_speedbench.engines.base import Profile
     from pytest_speedbench.planning import PlannedCell
     from pytest_speedbench.results import CellResult
 
@@ -36,8 +38,25 @@ def speedbench_engine(
     bench = _bench(request.config)
     label = getattr(request, "param", bench.plan.settings.profiles[0].label)
     profile = next(p for p in bench.plan.settings.profiles if p.label == label)
-    with bench.engine(profile, tmp_path_factory.mktemp(f"speedbench-{label}")) as slot:
+    folder, progress = tmp_path_factory.mktemp(f"speedbench-{label}"), request.config.stash[PROGRESS]
+    with _refused(), bench.engine(profile, folder, _selected(request.session, profile), progress) as slot:
         yield slot
+
+
+def _selected(session: pytest.Session, profile: Profile) -> list[PlannedCell]:
+    """The cells of a profile that are left to run, after every selection."""
+    specs = [item.callspec for item in session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    cells: list[Any] = [spec.params["speedbench_cell"] for spec in specs if "speedbench_cell" in spec.params]
+    return [planned for planned in cells if planned.profile is profile]
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """A usage problem without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

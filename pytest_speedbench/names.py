@@ -23,3 +23,7 @@ CONTROL = "random"
 """Stands in the place of a difficulty in cells whose prompts are random tokens: a control, not a benchmark."""
 CONTROL_KINDS = ("random", "random-uniform")
 PROMPT_ORDERS = ("stratified", "round-robin")
+BASELINE = "baseline-"
+"""Begins the label of the profile before an upgrade, measured beside the new one."""
+PLAIN = "plain-"
+"""Begins the label of a profile without speculation, measured beside the one with."""

@@ -11,6 +11,7 @@ from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import Metric
+from pytest_speedbench.names import BASELINE, PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,8 @@ class CellResult:
     isl: Lengths | None = None
     masked: int = 0
     runs: tuple[CellRun, ...] = ()
+
+    @property
+    def is_companion(self) -> bool:
+        """Whether the cell was measured only for another profile's cell to be compared with."""
+        return self.profile.startswith((BASELINE, PLAIN))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from pytest_speedbench.data.loading import MINI
 from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Profile, Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.names import CONTROL_KINDS
+from pytest_speedbench.names import BASELINE, CONTROL_KINDS, PLAIN
 from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, parsed, resolve
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Settings:
 
     ``prompts`` None means all of a cell. ``control`` is the kind of random prompts that are measured beside
     ``dataset``, or alone where that is None. ``origins`` lists each option that is not at its default.
-    ``embedded`` is set when the bundled model, data or limits of the quick start are in use.
+    ``embedded`` is set when the bundled model, data or limits of the quick start are in use. ``baselines`` and
+    ``plain`` are, by the label of a profile, the engine before the upgrade and the one without speculation that
+    it is compared with.
     """
 
     profiles: tuple[Profile, ...]
@@ -58,12 +60,22 @@ class Settings:
     thresholds_origin: str
     measure_only: bool
     inconclusive: str
+    starts: int
+    repeats: int
+    speedup: bool
     turn_timeout_s: float
     start_timeout_s: float
     artifact: Path
     junit: Path | None
     embedded: bool
     origins: tuple[Origin, ...]
+    baselines: Mapping[str, Profile] = field(default_factory=dict)
+    plain: Mapping[str, Profile] = field(default_factory=dict)
+
+    def companions(self, profile: Profile) -> tuple[Profile, ...]:
+        """What ``profile`` is measured beside."""
+        found = (self.plain.get(profile.label), self.baselines.get(profile.label))
+        return tuple(companion for companion in found if companion is not None)
 
     @property
     def reproduce_options(self) -> tuple[str, ...]:
@@ -91,6 +103,93 @@ def build(
     there becomes an absolute path, since engines run in a folder of their own; anything else (a hub id,
     a bundled name) stays as it is. Raises ConfigError.
     """
+
+    def build_with(given: Mapping[str, Any]) -> Settings:
+        """The settings as they would be with some options typed otherwise."""
+        return _build(
+            command_line=lambda option: given[option.key] if option.key in given else command_line(option),
+            ini=ini,
+            environ=environ,
+            rootdir=rootdir,
+            invocation_dir=invocation_dir,
+        )
+
+    def option(key: str) -> Resolved:
+        return resolve(
+            BY_KEY[key], command_line=command_line(BY_KEY[key]), environ=environ, ini=ini(BY_KEY[key]), profile={}
+        )
+
+    settings = build_with({})
+    baseline = option("baseline")
+    if baseline.value is not None:
+        base = rootdir if baseline.origin.startswith("ini") else invocation_dir
+        baselines = _baselines(settings, baseline.value, base, build_with)
+        settings = replace(settings, baselines=baselines)
+    if settings.speedup:
+        settings = replace(settings, plain=_plain_profiles(settings, build_with))
+    return settings
+
+
+def _baselines(
+    settings: Settings, spec: str, base: Path, build_with: Callable[[Mapping[str, Any]], Settings]
+) -> dict[str, Profile]:
+    """Per profile label the engine before the upgrade: from a profile file, or running at an address."""
+    if spec.startswith(("http://", "https://")):
+        address = BY_KEY["base_url"].parse("baseline", spec)
+        if any(profile.base_url is None for profile in settings.profiles):
+            raise ConfigError(
+                f"--speedbench-baseline={spec} is a running server, so the new engine must be one too: give "
+                "--speedbench-base-url, or the profile file of the old engine"
+            )
+        return {p.label: replace(p, label=f"{BASELINE}{p.label}", base_url=address) for p in settings.profiles}
+    if any(profile.base_url is not None for profile in settings.profiles):
+        raise ConfigError(
+            f"--speedbench-baseline={spec} would start an engine beside a running one; give the address of the old "
+            "server too, or let both be started"
+        )
+    old = build_with({"profile": str(base / spec)})
+    unlike = [
+        f"{name} {ours} against {theirs}"
+        for name, ours, theirs in (
+            ("model", [p.model for p in settings.profiles], [p.model for p in old.profiles]),
+            ("dataset", settings.dataset, old.dataset),
+            ("prompts", settings.prompts, old.prompts),
+            ("sampling", settings.sampling, old.sampling),
+        )
+        if ours != theirs
+    ]
+    if unlike:
+        raise ConfigError(
+            f"--speedbench-baseline={spec} is another workload ({'; '.join(unlike)}), which cannot be compared with; "
+            "an upgrade changes the engine, not the model, data or sampling"
+        )
+    return {p.label: replace(p, label=f"{BASELINE}{p.label}") for p in old.profiles}
+
+
+def _plain_profiles(settings: Settings, build_with: Callable[[Mapping[str, Any]], Settings]) -> dict[str, Profile]:
+    """Per label of a profile that speculates the same engine without."""
+    if any(profile.base_url is not None for profile in settings.profiles):
+        raise ConfigError(
+            "--speedbench-speedup needs the engine without speculation too, which cannot be started beside a server "
+            "that someone else runs; let the engine be started, or compare two artifacts"
+        )
+    plain = build_with({"method": "none", "draft_tokens": None, "draft_model": None})
+    return {
+        own.label: replace(without, label=f"{PLAIN}{own.label}")
+        for own, without in zip(settings.profiles, plain.profiles, strict=True)
+        if own.speculation.active
+    }
+
+
+def _build(
+    *,
+    command_line: Callable[[Option], Any],
+    ini: Callable[[Option], Any],
+    environ: Mapping[str, str],
+    rootdir: Path,
+    invocation_dir: Path,
+) -> Settings:
+    """``build`` without the engines that a profile is compared with."""
 
     def read(option: Option, profile: Mapping[str, Any]) -> Resolved:
         return resolve(option, command_line=command_line(option), environ=environ, ini=ini(option), profile=profile)
@@ -162,6 +261,9 @@ def build(
         # Random prompts are a control: there is nothing to judge them by.
         measure_only=value("measure_only") or dataset is None,
         inconclusive=value("inconclusive"),
+        starts=value("starts"),
+        repeats=value("repeats"),
+        speedup=value("speedup"),
         turn_timeout_s=float(value("turn_timeout")),
         start_timeout_s=float(value("start_timeout")),
         artifact=path("artifact"),

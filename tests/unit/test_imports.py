@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("results",),
     ("report",),
     ("settings",),
-    ("planning", "running", "judging"),
+    ("arms", "planning", "running", "judging"),
     ("starting",),
     ("bench",),
     ("takeover",),
@@ -34,9 +34,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("custom", "outcomes", "collecting"),
     ("fixtures",),
     ("lifecycle",),
-    ("suite", "plugin", "init", "calibration", "data_command", "cli"),
+    ("suite", "plugin", "init", "calibration", "selftest", "lint", "comparison"),
+    ("data_command", "selftest_command", "lint_command", "compare_command"),
+    ("cli",),
 )
-FREE = ("custom", "outcomes", "collecting", "planning", "running", "judging", "options", "cells", "errors")
+FREE = ("custom", "outcomes", "collecting", "arms", "planning", "running", "judging", "options", "cells", "errors")
 """Modules of one file each: within their layer they do not import one another."""
 
 ALLOWED = {

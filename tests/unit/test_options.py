@@ -28,7 +28,8 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "allow-partial": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "completions": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "prompt-order": [("round-robin", "round-robin"), ("stratified", "stratified")],
-    "inconclusive": [("fail", "fail"), ("warn", "warn")],
+    "speedup": [("true", True), ("no", False), ("ON", True), ("0", False)],
+    "inconclusive": [("fail", "fail"), ("warn", "warn"), ("rerun", "rerun")],
     "base-url": [
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         (" https://gpu.example/engine/ ", "https://gpu.example/engine"),
@@ -52,6 +53,8 @@ def values_of(option: Option) -> list[tuple[Any, Any]]:
         "osl",
         "turn-timeout",
         "start-timeout",
+        "starts",
+        "repeats",
     )
     values: list[tuple[Any, Any]] = list(VALUES.get(option.name, NUMBERS if numeric else TEXTS))
     return (values * 4)[:4]
@@ -136,7 +139,7 @@ WRONG = [
     ("temperature", "inf", "--speedbench-temperature=inf: give a number of at least 0 (0 is greedy)"),
     ("temperature", "warm", "--speedbench-temperature=warm: give a number of at least 0 (0 is greedy)"),
     ("ignore-eos", "maybe", "--speedbench-ignore-eos=maybe: give true or false"),
-    ("inconclusive", "rerun", "--speedbench-inconclusive=rerun: choose from fail, warn"),
+    ("inconclusive", "retry", "--speedbench-inconclusive=retry: choose from fail, warn, rerun"),
     ("split", "both", "--speedbench-split=both: choose from qualitative, throughput"),
     ("split", ",", "--speedbench-split=,: choose from qualitative, throughput"),
     ("isl", "1k,3k", "--speedbench-isl=1k,3k: choose from 1k, 2k, 8k, 16k, 32k"),
