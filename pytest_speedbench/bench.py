@@ -85,14 +85,14 @@ class Bench:
     redactor: Redactor
     suite: bool
     results: list[CellResult] = field(default_factory=list)
+    beside: list[CellResult] = field(default_factory=list)
+    """Cells of what a profile is compared with, which are not judged."""
     notes: list[str] = field(default_factory=list)
     """What the user should know beside the results, one sentence each."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _measured: dict[tuple[str, Cell], Measured] = field(default_factory=dict)
     _sound: dict[tuple[str, Cell, int, int], Window] = field(default_factory=dict)
     """Sound windows of categories by profile, cell, start and repeat, for the overall cell."""
-    _beside: list[CellResult] = field(default_factory=list)
-    """Cells of what a profile is compared with."""
     _random: dict[tuple[str, str], tuple[Row, ...]] = field(default_factory=dict)
     _requests: RequestLog | None = None
 
@@ -229,7 +229,7 @@ class Bench:
         artifact.write(
             settings.artifact,
             self.run,
-            [*self.results, *self._beside],
+            [*self.results, *self.beside],
             complete=complete,
             partial=self.partial,
             measure_only=settings.measure_only,
@@ -259,7 +259,7 @@ class Bench:
             duration_s=measured.seconds,
         )
         for companion in self.plan.settings.companions(profile):
-            self._beside.append(self._of_companion(companion, planned, labels))
+            self.beside.append(self._of_companion(companion, planned, labels))
         rules = self._rules(planned, slot, judged=judged and not cell.is_control)
         return judge_runs(cell, measured.runs, rules, labels)
 
@@ -367,7 +367,7 @@ class Bench:
             default_concurrency=plan.settings.default_concurrency,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
-            gate_required=not planned.supporting,
+            gate_required=plan.settings.needs_limits and not planned.supporting,
         )
 
     def _unjudged(self, profile: Profile) -> Rules:
@@ -454,8 +454,9 @@ class Bench:
         method = prepared.profile.speculation.method
         forgets = prepared.engine.flush_path is not None
         why = None
-        if self.plan.settings.repeats > 1 and not forgets:
-            why = f"{cell.id(with_concurrency=True)} cannot be repeated within one engine start; ask for more starts"
+        again = self.plan.settings.repeats > 1 or self.plan.settings.inconclusive == "rerun"
+        if again and not forgets:
+            why = f"{cell.id(with_concurrency=True)} cannot be measured again within one engine start"
         elif self.plan.repeats(cell) > 1:
             why = f"prompts cannot be repeated to fill {cell.id(with_concurrency=True)}; lower the concurrency"
         elif not forgets and prepared.profile.base_url is not None:

@@ -73,6 +73,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     artifact.validate(artifact.load(arguments.artifact))
     run, results, flags = artifact.read(arguments.artifact)
+    results = tuple(result for result in results if not result.is_companion)
     if arguments.control is not None:
         results += _controls(arguments.control)
     encoding = sys.stdout.encoding or "utf-8"
@@ -106,7 +107,7 @@ def _junit(arguments: argparse.Namespace) -> int:
 
     artifact.validate(artifact.load(arguments.artifact))
     run, results, _ = artifact.read(arguments.artifact)
-    junit.write(arguments.output, run, results)
+    junit.write(arguments.output, run, [result for result in results if not result.is_companion])
     print(arguments.output)
     return 0
 

@@ -191,6 +191,7 @@ def _send_results(config: pytest.Config, bench: Bench) -> None:
 
     config.workeroutput["speedbench"] = {  # type: ignore[attr-defined]
         "results": [result_to_json(result) for result in bench.results],
+        "beside": [result_to_json(result) for result in bench.beside],
         "engines": [engine_to_json(engine) for engine in bench.run.engines],
         "notes": bench.notes,
     }
@@ -208,6 +209,7 @@ def receive_results(config: pytest.Config, output: dict[str, Any]) -> None:
         return
     bench = bench_of(config)
     bench.results += [result_from_json(data) for data in sent["results"]]
+    bench.beside += [result_from_json(data) for data in sent["beside"]]
     bench.notes += sent["notes"]
     bench.run = replace(bench.run, engines=tuple(engine_from_json(data) for data in sent["engines"]))
 

@@ -177,8 +177,8 @@ def _inputs(settings: Settings, *, offline: bool) -> tuple[Dataset, tuple[Thresh
 
 def _thresholds(settings: Settings) -> tuple[ThresholdsFile, ...]:
     path = settings.thresholds
-    if settings.measure_only and settings.thresholds_origin != "command line" and not any(path.glob("**/*.y*ml")):
-        # Nothing is judged, so limits that are not there are not missed.
+    if not settings.needs_limits and settings.thresholds_origin != "command line" and not any(path.glob("**/*.y*ml")):
+        # Nothing is judged by them, so limits that are not there are not missed.
         return ()
     if not path.exists():
         raise ConfigError(
@@ -213,7 +213,7 @@ def _cells(
         gated = list(dict.fromkeys(replace(cell, concurrency=n) for n in axes.concurrencies for cell in gated))
     if gated:
         return _with_enough_prompts(settings, dataset, gated, files)
-    if settings.measure_only:
+    if not settings.needs_limits:
         return _with_enough_prompts(settings, dataset, expand(axes, points, dict(settings.default_concurrency)))
     if files:
         raise ConfigError(

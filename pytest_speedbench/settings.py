@@ -72,6 +72,11 @@ class Settings:
     baselines: Mapping[str, Profile] = field(default_factory=dict)
     plain: Mapping[str, Profile] = field(default_factory=dict)
 
+    @property
+    def needs_limits(self) -> bool:
+        """Whether a cell without a limit of its own cannot be judged: a baseline is one for every cell."""
+        return not (self.measure_only or self.baselines)
+
     def companions(self, profile: Profile) -> tuple[Profile, ...]:
         """What ``profile`` is measured beside."""
         found = (self.plain.get(profile.label), self.baselines.get(profile.label))

@@ -51,14 +51,15 @@ def to_json(
     redactor: Redactor | None = None,
 ) -> dict[str, object]:
     """The artifact as a JSON object. ``redactor`` scrubs every string, engine messages included."""
-    counts = Counter(verdict_word(result).lower() for result in results)
+    judged = [result for result in results if not result.is_companion]
+    counts = Counter(verdict_word(result).lower() for result in judged)
     data: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "complete": complete,
         "partial": partial,
         "measure_only": measure_only,
         "planned": planned,
-        "outcome": outcome(results),
+        "outcome": outcome(judged),
         "counts": {word: counts[word] for word in ("pass", "fail", "inconclusive", "invalid", "ungated")},
         "run": run_to_json(run),
         "cells": [result_to_json(result) for result in results],
