@@ -34,6 +34,7 @@ from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
 from pytest_speedbench.starting import started
+from pytest_speedbench.window_store import WindowStore
 
 CellProgress = Callable[[str, int, int], None]
 """Called with (item id, conversations done, conversations in all)."""
@@ -91,8 +92,8 @@ class Bench:
     """What the user should know beside the results, one sentence each."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _measured: dict[tuple[str, Cell], Measured] = field(default_factory=dict)
-    _sound: dict[tuple[str, Cell, int, int], Window] = field(default_factory=dict)
-    """Sound windows of categories by profile, cell, start and repeat, for the overall cell."""
+    _sound: WindowStore | None = None
+    """Windows of the profile at hand that can be compared or summed up."""
     _random: dict[tuple[str, str], tuple[Row, ...]] = field(default_factory=dict)
     _requests: RequestLog | None = None
 
@@ -156,14 +157,18 @@ class Bench:
                 "--speedbench-starts, --speedbench-baseline and --speedbench-speedup need to know the cells before the "
                 "first start; they work with the suite, not with a test that asks for cells by itself"
             )
-        broken: Reason | None = None
-        for arm in before:
-            broken = broken or self._measure_ahead(arm, ahead, folder, progress)
-        if broken is not None:
-            yield EngineSlot(profile, last.start, broken=broken)
-            return
-        with self._started(last, folder, self._planned(profile) or self._everything(profile)) as slot:
-            yield slot
+        self._sound = WindowStore(folder / "windows")
+        try:
+            broken: Reason | None = None
+            for arm in before:
+                broken = broken or self._measure_ahead(arm, ahead, folder, progress)
+            if broken is not None:
+                yield EngineSlot(profile, last.start, broken=broken)
+                return
+            with self._started(last, folder, self._planned(profile) or self._everything(profile)) as slot:
+                yield slot
+        finally:
+            self._sound.clear()
 
     @contextlib.contextmanager
     def _started(self, arm: Arm, folder: Path, cells: Sequence[Cell]) -> Iterator[EngineSlot]:
@@ -187,20 +192,17 @@ class Bench:
         self, arm: Arm, planned: Sequence[PlannedCell], folder: Path, progress: CellProgress
     ) -> Reason | None:
         """One start that no item waits for, with all cells; why it broke off, None if it did not."""
-        cells = [each.cell for each in planned]
+        cells, repeats = [each.cell for each in planned], range(self.plan.settings.repeats)
         with self._started(arm, folder, [cell for cell in cells if not cell.is_overall]) as slot:
             for cell in cells:
                 if slot.broken is not None:
                     return slot.why_broken()
                 if not cell.is_overall:
                     name = f"{arm.profile.label}-{cell.id(with_concurrency=True)}, start {arm.start + 1}"
-                    self._measure_runs(slot, cell, name, progress)
+                    self._measure_runs(slot, cell, repeats, name, progress)
             for cell in cells:
                 if cell.is_overall:
-                    name = f"{arm.profile.label}-{cell.id(with_concurrency=True)}"
-                    self._assess_overall(arm.profile.label, cell, arm.start, name)
-            # These are what takes memory; what follows needs no more than what they were reduced to.
-            self._sound.clear()
+                    self._assess_overall(slot, cell, repeats, f"{arm.profile.label}-{cell.id(with_concurrency=True)}")
         return slot.broken and slot.why_broken()
 
     @contextlib.contextmanager
@@ -247,26 +249,41 @@ class Bench:
         labels = Labels(profile.label, planned.item_id, "", "", 0.0)
         if slot.running is None or (slot.broken is not None and not cell.is_overall):
             return invalid(cell, slot.why_broken(), labels)
-        if cell.is_overall:
-            self._assess_overall(profile.label, cell, slot.start, planned.item_id)
-        else:
-            self._measure_runs(slot, cell, planned.item_id, progress)
-        measured = self._measured[profile.label, cell]
-        conversations = self._all_conversations(slot.running.prepared, cell)
-        labels = replace(
-            self._of_prompts(labels, cell, conversations),
-            steps_source=", ".join(measured.sources),
-            duration_s=measured.seconds,
-        )
-        for companion in self.plan.settings.companions(profile):
+        settings = self.plan.settings
+        self._measure_repeats(slot, cell, range(settings.repeats), planned.item_id, progress)
+        labels = self._of_prompts(labels, cell, self._all_conversations(slot.running.prepared, cell))
+        for companion in settings.companions(profile):
             self.beside.append(self._of_companion(companion, planned, labels))
         rules = self._rules(planned, slot, judged=judged and not cell.is_control)
-        return judge_runs(cell, measured.runs, rules, labels)
+        result = self._judge(planned, rules, labels)
+        if result.verdict is Verdict.INCONCLUSIVE and settings.inconclusive == "rerun":
+            again = range(settings.repeats, 2 * settings.repeats)
+            self._measure_repeats(slot, cell, again, planned.item_id, progress)
+            result = self._judge(planned, replace(rules, look=2), labels)
+        return result
 
-    def _measure_runs(self, slot: EngineSlot, cell: Cell, name: str, progress: CellProgress) -> None:
-        """All repeats of one cell within one engine start. What goes wrong is one of its runs, without a metric."""
+    def _judge(self, planned: PlannedCell, rules: Rules, labels: Labels) -> CellResult:
+        measured = self._measured[planned.profile.label, planned.cell]
+        labels = replace(labels, steps_source=", ".join(measured.sources), duration_s=measured.seconds)
+        return judge_runs(planned.cell, measured.runs, rules, labels)
+
+    def _measure_repeats(self, slot: EngineSlot, cell: Cell, repeats: range, name: str, progress: CellProgress) -> None:
+        """Some repeats of a cell within one engine start; those of the overall cell are its categories'."""
+        if not cell.is_overall:
+            self._measure_runs(slot, cell, repeats, name, progress)
+            return
+        for part in self._categories(cell):
+            # A category whose own verdict was inconclusive has been measured again already.
+            left = [n for n in repeats if self._window(slot.profile.label, part, slot.start, n) is None]
+            if left and repeats.start > 0:
+                own = f"{slot.profile.label}-{part.id(with_concurrency=True)}"
+                self._measure_runs(slot, part, range(left[0], repeats.stop), own, progress)
+        self._assess_overall(slot, cell, repeats, name)
+
+    def _measure_runs(self, slot: EngineSlot, cell: Cell, repeats: range, name: str, progress: CellProgress) -> None:
+        """Some repeats of one cell. What goes wrong is one of its runs, without a metric."""
         measured = self._measured.setdefault((slot.profile.label, cell), Measured())
-        for repeat in range(self.plan.settings.repeats):
+        for repeat in repeats:
             began = time.monotonic()
             run = self._measure_run(slot, cell, repeat, name, progress)
             measured.seconds += time.monotonic() - began
@@ -302,8 +319,8 @@ class Bench:
         self._open_log().append(profile.label, window)
         self.notes += [f"{profile.label}: {note}" for note in running.take_notes()]
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
-        if cell.split == "qualitative" and is_sound(window, profile.speculation):
-            self._sound[profile.label, cell, slot.start, repeat] = window
+        if self._sound is not None and is_sound(window, profile.speculation):
+            self._sound.put(profile.label, window)
         return window
 
     def _of_companion(self, companion: Profile, planned: PlannedCell, labels: Labels) -> CellResult:
@@ -327,17 +344,21 @@ class Bench:
             return slot.broken
         return Reason("engine_unreachable", self.redactor.text(str(error)))
 
-    def _assess_overall(self, label: str, cell: Cell, start: int, name: str) -> None:
-        """The overall cell of each repeat of one engine start, from what was measured of its categories."""
+    def _assess_overall(self, slot: EngineSlot, cell: Cell, repeats: range, name: str) -> None:
+        """The overall cell of some repeats of one engine start, from what was measured of its categories."""
+        label = slot.profile.label
         measured = self._measured.setdefault((label, cell), Measured())
-        for repeat in range(self.plan.settings.repeats):
+        for repeat in repeats:
             parts = {
-                str(part.category): self._sound.get((label, part, start, repeat)) for part in self._categories(cell)
+                str(part.category): self._window(label, part, slot.start, repeat) for part in self._categories(cell)
             }
             for window in parts.values():
                 if window is not None and window.steps is not None:
                     measured.sources.setdefault(window.steps.source)
             measured.runs.append(assess_overall(parts, (name,)))
+
+    def _window(self, label: str, cell: Cell, start: int, repeat: int) -> Window | None:
+        return None if self._sound is None else self._sound.get(label, cell, start, repeat)
 
     def _categories(self, cell: Cell) -> list[Cell]:
         """The cells that an overall cell sums up."""
@@ -365,6 +386,7 @@ class Bench:
             ),
             points=tuple(plan.dataset.all_points()),
             default_concurrency=plan.settings.default_concurrency,
+            looks=2 if plan.settings.inconclusive == "rerun" else 1,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
             gate_required=plan.settings.needs_limits and not planned.supporting,

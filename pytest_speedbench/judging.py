@@ -30,7 +30,8 @@ class Rules:
 
     ``files`` fit the static facts, ``others`` says why other files do not. ``gate_required``: a cell
     without a gate is INVALID. ``points`` and
-    ``default_concurrency`` fix each file's family, whatever is selected.
+    ``default_concurrency`` fix each file's family, whatever is selected. ``look`` is the how-manieth of ``looks``
+    at the same gates this is, each with more runs than the one before.
     """
 
     files: tuple[ThresholdsFile, ...]
@@ -41,6 +42,8 @@ class Rules:
     speculation: Speculation
     measure_only: bool
     gate_required: bool = True
+    look: int = 1
+    looks: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("results",),
     ("report",),
     ("settings",),
-    ("arms", "planning", "running", "judging"),
+    ("arms", "window_store", "planning", "running", "judging"),
     ("starting",),
     ("bench",),
     ("takeover",),
