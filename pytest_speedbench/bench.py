@@ -34,6 +34,7 @@ from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
 from pytest_speedbench.starting import started
+from pytest_speedbench.versus import Baseline, shared
 from pytest_speedbench.window_store import WindowStore
 
 CellProgress = Callable[[str, int, int], None]
@@ -250,6 +251,9 @@ class Bench:
         if slot.running is None or (slot.broken is not None and not cell.is_overall):
             return invalid(cell, slot.why_broken(), labels)
         settings = self.plan.settings
+        if not self.suite:
+            # Two tests that measure the same cell are two measurements, not runs of one.
+            self._measured.pop((profile.label, cell), None)
         self._measure_repeats(slot, cell, range(settings.repeats), planned.item_id, progress)
         labels = self._of_prompts(labels, cell, self._all_conversations(slot.running.prepared, cell))
         for companion in settings.companions(profile):
@@ -265,7 +269,28 @@ class Bench:
     def _judge(self, planned: PlannedCell, rules: Rules, labels: Labels) -> CellResult:
         measured = self._measured[planned.profile.label, planned.cell]
         labels = replace(labels, steps_source=", ".join(measured.sources), duration_s=measured.seconds)
-        return judge_runs(planned.cell, measured.runs, rules, labels)
+        return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(planned))
+
+    def _baseline(self, planned: PlannedCell) -> Baseline | None:
+        """The cell as the engine before the upgrade did it, None without one."""
+        settings, cell = self.plan.settings, planned.cell
+        old = settings.baselines.get(planned.profile.label)
+        if old is None:
+            return None
+        shares = [
+            shared(*(self._windows(label, cell, start, repeat) for label in (old.label, planned.profile.label)))
+            for start in range(settings.starts)
+            for repeat in range(settings.repeats)
+        ]
+        runs = self._measured[old.label, cell].runs
+        return Baseline(
+            settings.baseline_source,
+            runs=tuple(each.run for each in runs if each.run is not None),
+            shared=tuple(share for share in shares if share is not None),
+            cells=tuple(p.cell for p in self.plan.cells if p.profile is planned.profile and not p.cell.is_control),
+            reasons=tuple(reason for each in runs for reason in each.reasons),
+            timing=tuple(reason for each in runs for reason in each.timing),
+        )
 
     def _measure_repeats(self, slot: EngineSlot, cell: Cell, repeats: range, name: str, progress: CellProgress) -> None:
         """Some repeats of a cell within one engine start; those of the overall cell are its categories'."""
@@ -356,6 +381,12 @@ class Bench:
                 if window is not None and window.steps is not None:
                     measured.sources.setdefault(window.steps.source)
             measured.runs.append(assess_overall(parts, (name,)))
+
+    def _windows(self, label: str, cell: Cell, start: int, repeat: int) -> list[Window]:
+        """The window of one run; of the overall cell those of all categories. Empty where any is missing."""
+        parts = self._categories(cell) if cell.is_overall else [cell]
+        windows = [self._window(label, part, start, repeat) for part in parts]
+        return [window for window in windows if window is not None] if None not in windows else []
 
     def _window(self, label: str, cell: Cell, start: int, repeat: int) -> Window | None:
         return None if self._sound is None else self._sound.get(label, cell, start, repeat)

@@ -20,6 +20,7 @@ from pytest_speedbench.measure.runs import Run, mean_metrics, pooled_acceptance,
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.summary import summarise, summarise_overall
 from pytest_speedbench.results import CellResult, CellRun
+from pytest_speedbench.versus import Baseline, paired_gates
 
 _PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 
@@ -124,14 +125,23 @@ def judge_overall(cell: Cell, parts: Mapping[str, Window | None], rules: Rules, 
     return judge_runs(cell, [assess_overall(parts, (labels.item_id,))], rules, labels)
 
 
-def judge_runs(cell: Cell, runs: Sequence[Assessed], rules: Rules, labels: Labels) -> CellResult:
-    """The result of a cell from all its runs: what keeps one of them from a verdict keeps the cell from it."""
+def judge_runs(
+    cell: Cell, runs: Sequence[Assessed], rules: Rules, labels: Labels, baseline: Baseline | None = None
+) -> CellResult:
+    """The result of a cell from all its runs: what keeps one of them from a verdict keeps the cell from it.
+
+    With a ``baseline`` it is gated against that, beside the limits of files.
+    """
     reasons = list(dict.fromkeys(reason for run in runs for reason in run.reasons))
     reduced = [run.run for run in runs if run.run is not None]
     if not reduced:
         return _result(cell, runs, {}, None, reasons, (), labels)
     metrics = mean_metrics(reduced)
     gates, gate_reasons = _gates(cell, metrics, reduced, rules, labels)
+    if baseline is not None and not rules.measure_only and not reasons:
+        paired, paired_reasons = _paired(cell, reduced, baseline, rules)
+        gates += paired
+        gate_reasons += paired_reasons
     if any(METRICS[gate.metric].log_scale for gate in gates):
         gate_reasons += list(dict.fromkeys(reason for run in runs for reason in run.timing))[:1]
     return _result(cell, runs, metrics, pooled_acceptance(reduced), reasons + gate_reasons, gates, labels)
@@ -186,6 +196,8 @@ def _gates(
                 # Of unequal numbers the least: the noise is then not taken for smaller than it is.
                 repeats=min(repeats.values()),
                 prompts=labels.prompts_sha256,
+                look=rules.look,
+                looks=rules.looks,
             ),
             metrics,
             each.limit,
@@ -203,7 +215,24 @@ def _gates(
                 "add a limit, or use --speedbench-measure-only",
             )
         ]
-    return gates, [
+    return gates, _invalid_gates(gates)
+
+
+def _paired(
+    cell: Cell, runs: Sequence[Run], baseline: Baseline, rules: Rules
+) -> tuple[tuple[GateResult, ...], list[Reason]]:
+    wrong = baseline.reasons
+    gates: tuple[GateResult, ...] = ()
+    if not wrong:
+        speculates = rules.speculation.active
+        gates = paired_gates(cell, runs, baseline, speculates=speculates, look=rules.look, looks=rules.looks)
+        wrong = baseline.timing if any(METRICS[gate.metric].log_scale for gate in gates) else ()
+    broken = [Reason("baseline_invalid", f"{baseline.source}: {r.code}: {r.message}") for r in wrong[:1]]
+    return gates, broken or _invalid_gates(gates)
+
+
+def _invalid_gates(gates: Sequence[GateResult]) -> list[Reason]:
+    return [
         Reason(gate.reason, f"{gate.note} ({gate.source})")
         for gate in gates
         if gate.verdict is Verdict.INVALID and gate.reason is not None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_speedbench.gates.yaml_nodes import Value
 
 PROFILE_FILE = "speedbench.yaml"
+SHIPPED = "shipped with the plugin"
 _PATHS = ("model", "tokenizer", "draft_model")
 _SPECULATION_KEYS = ("method", "draft_model", "draft_tokens")
 _OWN_KEYS = ("speculation", "engines", "max_model_len", "chat_template_args")
@@ -43,7 +44,7 @@ class Settings:
     ``dataset``, or alone where that is None. ``origins`` lists each option that is not at its default.
     ``embedded`` is set when the bundled model, data or limits of the quick start are in use. ``baselines`` and
     ``plain`` are, by the label of a profile, the engine before the upgrade and the one without speculation that
-    it is compared with.
+    it is compared with; ``baseline_source`` is how the user named the former.
     """
 
     profiles: tuple[Profile, ...]
@@ -70,6 +71,7 @@ class Settings:
     embedded: bool
     origins: tuple[Origin, ...]
     baselines: Mapping[str, Profile] = field(default_factory=dict)
+    baseline_source: str = ""
     plain: Mapping[str, Profile] = field(default_factory=dict)
 
     @property
@@ -129,7 +131,10 @@ def build(
     if baseline.value is not None:
         base = rootdir if baseline.origin.startswith("ini") else invocation_dir
         baselines = _baselines(settings, baseline.value, base, build_with)
-        settings = replace(settings, baselines=baselines)
+        settings = replace(settings, baselines=baselines, baseline_source=baseline.value)
+        if settings.thresholds_origin == SHIPPED:
+            # What ships with the plugin is for the quick start as it is, not for an engine of the user's.
+            settings = replace(settings, thresholds=rootdir / "thresholds", thresholds_origin="default")
     if settings.speedup:
         settings = replace(settings, plain=_plain_profiles(settings, build_with))
     return settings
@@ -238,7 +243,7 @@ def _build(
     dataset, control = _dataset(str(value("dataset")))
     thresholds, thresholds_origin = path("thresholds"), found["thresholds"].origin
     if thresholds_origin == "default" and defaults.embedded and not thresholds.exists():
-        thresholds, thresholds_origin = embedded.thresholds_folder(), "shipped with the plugin"
+        thresholds, thresholds_origin = embedded.thresholds_folder(), SHIPPED
     return Settings(
         profiles=tuple(_profile(engine, of_engine(engine), file, defaults) for engine in engines),
         axes=Axes(

@@ -19,7 +19,9 @@ class Evidence:
     ``sd_start`` (between engine starts) and ``sd_repeat`` (between repeats within one start) are
     standard deviations in the metric's own unit, for metrics on the log scale too.
     ``repeats`` counts per start. ``conditional`` is the conditional acceptance per draft position.
-    ``prompts`` pins the hash of the prompts, or a leading part of it.
+    ``prompts`` pins the hash of the prompts, or a leading part of it. ``lowest`` and ``highest`` are
+    the extreme values of single runs. ``engine_version`` and ``gpu`` say what was measured; they pin
+    nothing, since an upgrade is what a gate is for.
     """
 
     starts: int
@@ -30,6 +32,10 @@ class Evidence:
     run: str | None = None
     conditional: tuple[float, ...] = ()
     prompts: str | None = None
+    engine_version: str | None = None
+    gpu: str | None = None
+    lowest: float | None = None
+    highest: float | None = None
 
     def __str__(self) -> str:
         repeats = "repeat" if self.repeats == 1 else "repeats"
@@ -37,10 +43,25 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a limit's history: it was loosened from ``before`` to ``after``, and why.
+
+    With ``prompts``, the hash of other prompts than before, it is a new reference: the two values
+    are then not comparable, and drift is counted from ``after`` on.
+    """
+
+    date: dt.date
+    before: float
+    after: float
+    reason: str
+    prompts: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """One floor or ceiling. ``reference``, ``margin`` and ``evidence`` are all set, or none is.
 
-    ``source`` is ``file:line``. ``estimator`` is that of its file.
+    ``source`` is ``file:line``. ``estimator`` is that of its file. ``history`` is oldest first.
     """
 
     metric: str
@@ -51,6 +72,19 @@ class Limit:
     margin: float | None = None
     evidence: Evidence | None = None
     estimator: str = "request_mean"
+    history: tuple[Change, ...] = ()
+
+    @property
+    def first_logged(self) -> float | None:
+        """The value from which cumulative drift is counted, None where nothing was logged."""
+        for change in reversed(self.history):
+            if change.prompts is not None:
+                return change.after
+        return self.history[0].before if self.history else None
+
+    def loosened(self, before: float, after: float) -> bool:
+        """Whether a change from ``before`` to ``after`` lets more through."""
+        return after > before if self.ceiling else after < before
 
     @property
     def measured_as(self) -> str:
@@ -120,6 +154,27 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiver:
+    """A missed limit that is accepted for a while: of one cell and metric, for one issue, until a day (inclusive).
+
+    ``level`` is the value that was measured when the waiver was granted. It covers values down to ``limit``,
+    level × (1 − margin) for floors, level × (1 + margin) for ceilings; what is worse than that is missed as ever.
+    ``waives`` and ``source`` are ``file:line`` of the limit and of the waiver itself.
+    """
+
+    cell: CellPattern
+    metric: str
+    issue: str
+    until: dt.date
+    reason: str
+    level: float
+    margin: float
+    limit: float
+    waives: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class ThresholdsFile:
     """One thresholds file, checked."""
 
@@ -129,3 +184,4 @@ class ThresholdsFile:
     estimator: str
     family: Family = field(default_factory=Family)
     gates: tuple[Gate, ...] = ()
+    waivers: tuple[Waiver, ...] = ()

@@ -7,14 +7,28 @@ from dataclasses import dataclass
 
 from pytest_speedbench.cells import OVERALL
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.gates.limits import MIN_STARTS, CellPattern, Evidence, Limit
+from pytest_speedbench.gates.limits import MIN_STARTS, CellPattern, Change, Evidence, Limit
 from pytest_speedbench.gates.yaml_nodes import Value
 from pytest_speedbench.measure.metrics import MetricSpec, gateable
 
 ROUNDING = 0.001
 """How far, relatively, a written limit may lie from reference × (1 ∓ margin)."""
 
-_EVIDENCE_KEYS = ("starts", "repeats", "sd_start", "sd_repeat", "date", "run", "conditional", "prompts")
+_EVIDENCE_KEYS = (
+    "starts",
+    "repeats",
+    "sd_start",
+    "sd_repeat",
+    "lowest",
+    "highest",
+    "date",
+    "run",
+    "engine_version",
+    "gpu",
+    "conditional",
+    "prompts",
+)
+_CHANGE_KEYS = ("date", "from", "to", "reason", "prompts")
 _CALIBRATED = ("reference", "margin", "evidence")
 
 
@@ -38,12 +52,13 @@ def parse_limit(metric: str, value: Value, pattern: CellPattern, context: Contex
             "acceptance_length is gated, so the file must name its estimator: "
             "'estimator: request_mean' or 'estimator: pooled'"
         )
-    entries = value.mapping(allowed=("min", "max", *_CALIBRATED))
+    entries = value.mapping(allowed=("min", "max", *_CALIBRATED, "history"))
     limit = _limit_value(spec, value, entries)
     _refuse_idle(spec, limit, context)
     estimator = context.estimator or "request_mean"
+    history = _history(spec, limit, entries["history"], context) if "history" in entries else ()
     if not any(name in entries for name in _CALIBRATED):
-        return Limit(metric, limit.positive(), spec.ceiling, value.source, estimator=estimator)
+        return Limit(metric, limit.positive(), spec.ceiling, value.source, estimator=estimator, history=history)
     for name in ("reference", "evidence"):
         if name not in entries:
             given = next(n for n in _CALIBRATED if n in entries)
@@ -60,7 +75,7 @@ def parse_limit(metric: str, value: Value, pattern: CellPattern, context: Contex
     margin = entries["margin"].share() if "margin" in entries else spec.overall_margin if overall else spec.margin
     _check_consistent(spec, limit, reference, margin)
     evidence = _evidence(spec, entries["evidence"], reference, context)
-    return Limit(metric, limit.positive(), spec.ceiling, value.source, reference, margin, evidence, estimator)
+    return Limit(metric, limit.positive(), spec.ceiling, value.source, reference, margin, evidence, estimator, history)
 
 
 def _limit_value(spec: MetricSpec, value: Value, entries: dict[str, Value]) -> Value:
@@ -131,7 +146,55 @@ def _evidence(spec: MetricSpec, value: Value, reference: float, context: Context
         run=entries["run"].text() if "run" in entries else None,
         conditional=_conditional(entries["conditional"], context) if "conditional" in entries else (),
         prompts=entries["prompts"].text() if "prompts" in entries else None,
+        engine_version=entries["engine_version"].text() if "engine_version" in entries else None,
+        gpu=entries["gpu"].text() if "gpu" in entries else None,
+        lowest=_extreme(entries["lowest"], reference, 1) if "lowest" in entries else None,
+        highest=_extreme(entries["highest"], reference, -1) if "highest" in entries else None,
     )
+
+
+def _extreme(value: Value, reference: float, sign: int) -> float:
+    """The lowest (``sign`` 1) or highest (-1) value of a run: the reference is a mean, so it lies between them."""
+    number = value.positive()
+    if sign * (number - reference) > ROUNDING * reference:
+        side = "above" if sign > 0 else "below"
+        raise value.error(
+            f"{value.name} is {number:g}, {side} the reference {reference:g}, which is the mean of the runs; "
+            "correct one of the two"
+        )
+    return number
+
+
+def _history(spec: MetricSpec, limit: Value, value: Value, context: Context) -> tuple[Change, ...]:
+    """Every loosening of the limit, oldest first."""
+    changes: list[Change] = []
+    sign, looser, tighter = (1, "raised", "lower") if spec.ceiling else (-1, "lowered", "higher")
+    for item in value.items():
+        entries = item.mapping(allowed=_CHANGE_KEYS, required=("date", "from", "to", "reason"))
+        change = Change(
+            date=_past_date(entries["date"], context.today),
+            before=entries["from"].positive(),
+            after=entries["to"].positive(),
+            reason=entries["reason"].text(),
+            prompts=entries["prompts"].text() if "prompts" in entries else None,
+        )
+        if changes and change.date < changes[-1].date:
+            raise entries["date"].error(
+                f"{entries['date'].name} {change.date} comes after {changes[-1].date}; write the oldest change first"
+            )
+        if change.prompts is None and sign * (change.after - change.before) <= 0:
+            raise entries["to"].error(
+                f"{entries['to'].name} {change.after:g} is not looser than {change.before:g}: "
+                f"the history holds what was {looser}"
+            )
+        changes.append(change)
+    last = changes[-1].after if changes else None
+    if last is not None and sign * (limit.positive() - last) > ROUNDING * last:
+        raise limit.error(
+            f"{limit.name} is {limit.positive():g}, looser than the {last:g} that its history ends with; "
+            f"log the change there, or take a {tighter} value"
+        )
+    return tuple(changes)
 
 
 def _past_date(value: Value, today: dt.date) -> dt.date:

@@ -173,6 +173,8 @@ def _gate_to_json(gate: GateResult) -> JSONObject:
         "note": gate.note,
         "evidence": gate.evidence,
         "conditional_reference": [number(rate) for rate in gate.conditional_reference],
+        "kind": gate.kind,
+        "looks": gate.looks,
     }
 
 
@@ -198,6 +200,8 @@ def _gate_from_json(read: Fields) -> GateResult:
         note=read.text("note"),
         evidence=read.text("evidence"),
         conditional_reference=read.numbers("conditional_reference"),
+        kind=read.text("kind") if read.has("kind") else "floor",
+        looks=read.integer("looks") if read.has("looks") else 1,
     )
 
 

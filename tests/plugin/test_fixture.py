@@ -109,6 +109,8 @@ def test_the_artifact_holds_what_the_tests_measured(own: Run) -> None:
         ("math", None),
         ("rag", "INVALID"),
     ]
+    # Two tests that measure the same cell are not runs of one.
+    assert [len(cell["runs"]) for cell in data["cells"]] == [1, 1, 1, 0]
     assert data["planned"] is None
     assert "artifact: speedbench.json" in own.text
 

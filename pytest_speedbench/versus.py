@@ -1,0 +1,121 @@
+"""A cell against the same cell on the engine before an upgrade: the gates that need no stored limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from pytest_speedbench.cells import Cell
+from pytest_speedbench.gates.limits import Family
+from pytest_speedbench.gates.paired import Arm, judge_pair
+from pytest_speedbench.gates.verdict import GateResult, allocate, spent_rate
+from pytest_speedbench.measure.acceptance import conversations
+from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.metrics import METRICS, MetricSpec
+from pytest_speedbench.measure.pairing import pair_turns
+from pytest_speedbench.measure.runs import Run
+from pytest_speedbench.measure.samples import Window
+
+_ACCEPTANCE = "acceptance_length"
+_RATES = ("output_tps", "user_tps", "ttft_p50_s")
+_STEADY = "steady_output_tps"
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Acceptance lengths of one run (start and repeat) of both engines, by prompt.
+
+    Only turns whose input was the same for both: first turns, and later ones while all replies agree.
+    """
+
+    start: int
+    repeat: int
+    new: Mapping[str, float]
+    old: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The engine before the upgrade, in one cell.
+
+    ``cells`` are all that the baseline gates in this run. ``reasons`` keep it from being compared with at all,
+    ``timing`` only where a rate or a latency is.
+    """
+
+    source: str
+    runs: tuple[Run, ...]
+    shared: tuple[Shared, ...]
+    cells: tuple[Cell, ...]
+    reasons: tuple[Reason, ...] = ()
+    timing: tuple[Reason, ...] = ()
+
+
+def shared(old: Iterable[Window], new: Iterable[Window]) -> Shared | None:
+    """What the windows of one run (several for the overall cell) have in common; None without steps per request."""
+    before, after = list(old), list(new)
+    if not before or not after:
+        return None
+    lengths: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for one, other in zip(before, after, strict=True):
+        for pair in pair_turns(one.turns, other.turns).pairs:
+            sides = conversations(pair.new), conversations(pair.base)
+            if not all(sides):
+                return None
+            for known, side in zip(lengths, sides, strict=True):
+                known[pair.question_id] = side[0].acceptance_length
+    return Shared(after[0].start, after[0].repeat, *lengths) if lengths[0] else None
+
+
+def paired_gates(
+    cell: Cell, runs: Sequence[Run], baseline: Baseline, *, speculates: bool, look: int = 1, looks: int = 1
+) -> tuple[GateResult, ...]:
+    """One gate per metric that an upgrade must not worsen: acceptance length, and in throughput cells rates too.
+
+    The family's α is allocated as within a thresholds file, over all cells that the baseline gates, and spent over
+    ``looks`` looks at growing evidence, of which this is the ``look``-th.
+    """
+    metrics = [_ACCEPTANCE] if speculates else []
+    if cell.split == "throughput":
+        steady = all(_STEADY in run.metrics for run in (*runs, *baseline.runs))
+        metrics += [_STEADY if steady and name == "output_tps" else name for name in _RATES]
+    alpha, beta = allocate(Family(), baseline.cells, cell, metrics=max(1, len(metrics)))
+    return tuple(
+        judge_pair(
+            name,
+            *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _rate_arms(name, runs, baseline.runs)),
+            margin=_margin(METRICS[name], cell),
+            alpha=spent_rate(alpha, look, looks),
+            beta=spent_rate(beta, look, looks),
+            source=baseline.source,
+            assumed_noise=METRICS[name].assumed_noise if len({run.start for run in runs}) == 1 else None,
+        )
+        for name in metrics
+    )
+
+
+def _margin(spec: MetricSpec, cell: Cell) -> float:
+    """The wider margin is for categories of 80 prompts; throughput cells have hundreds."""
+    return spec.margin if cell.category is not None and not cell.is_overall else spec.overall_margin
+
+
+def _acceptance_arms(runs: Sequence[Shared]) -> tuple[Arm, Arm]:
+    common = set.intersection(*(set(run.new) for run in runs)) if runs else set()
+
+    def arm(sides: Sequence[Mapping[str, float]]) -> Arm:
+        return Arm(
+            runs=[
+                (run.start, run.repeat, fmean(side[prompt] for prompt in common))
+                for run, side in zip(runs, sides, strict=True)
+            ],
+            prompts={prompt: fmean(side[prompt] for side in sides) for prompt in sorted(common)},
+        )
+
+    return arm([run.new for run in runs]), arm([run.old for run in runs])
+
+
+def _rate_arms(name: str, new: Sequence[Run], old: Sequence[Run]) -> tuple[Arm, Arm]:
+    def arm(runs: Sequence[Run]) -> Arm:
+        return Arm(runs=[(run.start, run.repeat, run.metrics[name].value) for run in runs if name in run.metrics])
+
+    return arm(new), arm(old)
