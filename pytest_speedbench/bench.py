@@ -26,6 +26,7 @@ from pytest_speedbench.judging import Assessed, Labels, Rules, assess, assess_ov
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.measure.speedup import PER_PROMPT
 from pytest_speedbench.planning import Plan, PlannedCell, static_facts
 from pytest_speedbench.report import artifact, run_info
 from pytest_speedbench.report.redact import Redactor
@@ -34,7 +35,7 @@ from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import Prepared, RunningEngine, prompts_sha256
 from pytest_speedbench.starting import started
-from pytest_speedbench.versus import Baseline, shared
+from pytest_speedbench.versus import Baseline, shared, speedups_of
 from pytest_speedbench.window_store import WindowStore
 
 CellProgress = Callable[[str, int, int], None]
@@ -260,7 +261,7 @@ class Bench:
             self.beside.append(self._of_companion(companion, planned, labels))
         rules = self._rules(planned, slot, judged=judged and not cell.is_control)
         result = self._judge(planned, rules, labels)
-        if result.verdict is Verdict.INCONCLUSIVE and settings.inconclusive == "rerun":
+        if result.verdict is Verdict.INCONCLUSIVE and not result.is_waived and settings.inconclusive == "rerun":
             again = range(settings.repeats, 2 * settings.repeats)
             self._measure_repeats(slot, cell, again, planned.item_id, progress)
             result = self._judge(planned, replace(rules, look=2), labels)
@@ -268,8 +269,22 @@ class Bench:
 
     def _judge(self, planned: PlannedCell, rules: Rules, labels: Labels) -> CellResult:
         measured = self._measured[planned.profile.label, planned.cell]
+        self._add_speedups(planned, measured)
         labels = replace(labels, steps_source=", ".join(measured.sources), duration_s=measured.seconds)
         return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(planned))
+
+    def _add_speedups(self, planned: PlannedCell, measured: Measured) -> None:
+        """Give each run its speed-up over the same run without speculation, where there is one."""
+        plain = self.plan.settings.plain.get(planned.profile.label)
+        if plain is None:
+            return
+        for place, each in enumerate(measured.runs):
+            if each.run is not None and PER_PROMPT not in each.run.metrics:
+                key = (planned.cell, each.run.start, each.run.repeat)
+                both = self._windows(plain.label, *key), self._windows(planned.profile.label, *key)
+                found = speedups_of(*both, seed_parts=(planned.item_id,))
+                run = replace(each.run, metrics={**each.run.metrics, **found})
+                measured.runs[place] = replace(each, run=run)
 
     def _baseline(self, planned: PlannedCell) -> Baseline | None:
         """The cell as the engine before the upgrade did it, None without one."""

@@ -87,6 +87,8 @@ def speedbench_enforce(request: pytest.FixtureRequest) -> Callable[[CellResult],
     def enforce(result: CellResult) -> None:
         from pytest_speedbench.gates.verdict import Verdict
 
+        if result.is_waived:
+            raise pytest.xfail.Exception(_text(bench, result))
         if result.verdict is Verdict.FAIL:
             pytest.fail(_text(bench, result), pytrace=False)
         if result.verdict is Verdict.INCONCLUSIVE:

@@ -26,6 +26,7 @@ from pytest_speedbench.gates.limits import ThresholdsFile
 from pytest_speedbench.gates.match import RUNTIME_FIELDS, Facts
 from pytest_speedbench.gates.selection import gates_for, planned_cells
 from pytest_speedbench.gates.thresholds import load as load_thresholds
+from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.settings import Settings
 
 MAX_REPEATS = 8
@@ -119,6 +120,7 @@ def make(settings: Settings, *, offline: bool = False) -> Plan:
         others[profile.label] = tuple(f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines)
         planned = _cells(settings, dataset, matching[profile.label], others[profile.label], profile)
         _refuse_contradictions(matching[profile.label], planned)
+        _refuse_unpaired(settings, profile, matching[profile.label], planned)
         if settings.control is not None and settings.dataset is not None:
             planned += control_beside(planned)
         cells += _items(profile, planned, _support(planned, dataset.points(), settings.axes))
@@ -267,6 +269,26 @@ def _refuse_contradictions(files: Sequence[ThresholdsFile], cells: Iterable[Cell
         group = [file for file, own in zip(files, runtime, strict=True) if str(own) == fields]
         for cell in cells:
             gates_for(group, cell)
+
+
+def _refuse_unpaired(
+    settings: Settings, profile: Profile, files: Sequence[ThresholdsFile], cells: Iterable[Cell]
+) -> None:
+    """Raise ConfigError for limits on a speed-up where nothing is measured without speculation."""
+    if settings.plain.get(profile.label) is not None or settings.measure_only:
+        return
+    gated = [
+        limit
+        for cell in cells
+        for file in files
+        for limit in gates_for((file,), cell)
+        if METRICS[limit.metric].unit == "×"
+    ]
+    if gated:
+        raise ConfigError(
+            f"{gated[0].source}: {gated[0].metric} is gated, which needs the engine without speculation too; add "
+            "--speedbench-speedup (or `speedup: true` in the profile file), which about doubles the GPU time"
+        )
 
 
 def _support(cells: Sequence[Cell], points: Sequence[Cell], axes: Axes) -> set[Cell]:

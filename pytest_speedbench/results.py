@@ -56,6 +56,12 @@ class CellResult:
     runs: tuple[CellRun, ...] = ()
 
     @property
+    def is_waived(self) -> bool:
+        """Whether all that is missed is waived: an expected failure, which never counts as passed."""
+        missed = [gate for gate in self.gates if gate.verdict is not Verdict.PASS]
+        return bool(missed) and not self.reasons and all(gate.waived for gate in missed)
+
+    @property
     def is_companion(self) -> bool:
         """Whether the cell was measured only for another profile's cell to be compared with."""
         return self.profile.startswith((BASELINE, PLAIN))

@@ -12,10 +12,11 @@ from pytest_speedbench.gates.paired import Arm, judge_pair
 from pytest_speedbench.gates.verdict import GateResult, allocate, spent_rate
 from pytest_speedbench.measure.acceptance import conversations
 from pytest_speedbench.measure.checks import Reason
-from pytest_speedbench.measure.metrics import METRICS, MetricSpec
+from pytest_speedbench.measure.metrics import METRICS, Metric, MetricSpec
 from pytest_speedbench.measure.pairing import pair_turns
 from pytest_speedbench.measure.runs import Run
 from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.measure.speedup import decode_speedups, speedups
 
 _ACCEPTANCE = "acceptance_length"
 _RATES = ("output_tps", "user_tps", "ttft_p50_s")
@@ -65,6 +66,19 @@ def shared(old: Iterable[Window], new: Iterable[Window]) -> Shared | None:
             for known, side in zip(lengths, sides, strict=True):
                 known[pair.question_id] = side[0].acceptance_length
     return Shared(after[0].start, after[0].repeat, *lengths) if lengths[0] else None
+
+
+def speedups_of(plain: Sequence[Window], fast: Sequence[Window], *, seed_parts: Sequence[str]) -> dict[str, Metric]:
+    """Speed-ups of one run over the same run without speculation; of the overall cell those of its prompts only.
+
+    Empty where either has nothing sound.
+    """
+    if not plain or not fast:
+        return {}
+    if len(plain) == len(fast) == 1:
+        return speedups(plain[0], fast[0], seed_parts=seed_parts)
+    without, with_ = ([turn for window in windows for turn in window.turns] for windows in (plain, fast))
+    return decode_speedups(without, with_, seed_parts=seed_parts)
 
 
 def paired_gates(

@@ -55,6 +55,10 @@ def _latency(name: str, margin: float, noise: float) -> MetricSpec:
     return MetricSpec(name, "s", True, noise, margin, margin, log_scale=True)
 
 
+def _speedup(name: str) -> MetricSpec:
+    return MetricSpec(name, "×", False, 0.03, 0.05, 0.05, log_scale=True)
+
+
 def _info(name: str, unit: str) -> MetricSpec:
     return MetricSpec(name, unit, False, 0.0, 0.0, 0.0, gateable=False)
 
@@ -85,6 +89,9 @@ METRICS: dict[str, MetricSpec] = {
         _rate("user_tps_p50"),
         _rate("user_tps_p5"),
         *_LATENCIES,
+        _speedup("speedup"),
+        _speedup("speedup_per_prompt"),
+        _speedup("speedup_total_time"),
         _info("osl_mean", "tokens"),
         _info("osl_capped_share", "share"),
     )

@@ -60,7 +60,7 @@ def to_json(
         "measure_only": measure_only,
         "planned": planned,
         "outcome": outcome(judged),
-        "counts": {word: counts[word] for word in ("pass", "fail", "inconclusive", "invalid", "ungated")},
+        "counts": {word: counts[word] for word in ("pass", "fail", "inconclusive", "invalid", "waived", "ungated")},
         "run": run_to_json(run),
         "cells": [result_to_json(result) for result in results],
     }

@@ -54,7 +54,7 @@ def annotations(results: Sequence[CellResult], *, run: RunInfo | None = None, ro
     """
     errors, warnings = [], []
     for result in worst_first(results):
-        if result.verdict is Verdict.INCONCLUSIVE:
+        if result.verdict is Verdict.INCONCLUSIVE or result.is_waived:
             warnings.append(_annotation("warning", result, run, root))
         elif result.verdict in (Verdict.FAIL, Verdict.INVALID):
             errors.append(_annotation("error", result, run, root))
@@ -71,6 +71,7 @@ def outputs(results: Sequence[CellResult]) -> dict[str, str]:
         "failed": str(counts["FAIL"]),
         "inconclusive": str(counts["INCONCLUSIVE"]),
         "invalid": str(counts["INVALID"]),
+        "waived": str(counts["WAIVED"]),
         "ungated": str(counts["UNGATED"]),
         "worst_cell": item_name(worst) if worst else "",
     }

@@ -67,8 +67,8 @@ def write(path: Path, run: RunInfo, results: Sequence[CellResult], *, inconclusi
     """Write a JUnit file with one test case per cell.
 
     FAIL is a failure, INVALID an error. INCONCLUSIVE is a failure, or skipped when ``inconclusive``
-    is ``warn``. A cell without a gate is skipped, since it did not pass. Raises ConfigError when the
-    file cannot be written.
+    is ``warn``; what a waiver covers is skipped too. A cell without a gate is skipped, since it did not
+    pass. Raises ConfigError when the file cannot be written.
     """
     from junit_xml import TestSuite, to_xml_report_string
 
@@ -104,7 +104,7 @@ def _case(result: CellResult, run: RunInfo, inconclusive: str) -> object:
     if result.verdict is Verdict.INVALID:
         code = result.reasons[0].code if result.reasons else "invalid"
         case.add_error_info(message, content, xml_text(one_line(code)))
-    elif result.verdict is Verdict.INCONCLUSIVE and inconclusive == "warn":
+    elif result.is_waived or (result.verdict is Verdict.INCONCLUSIVE and inconclusive == "warn"):
         case.add_skipped_info(message, content)
     else:
         case.add_failure_info(message, content, result.verdict.value)

@@ -14,7 +14,7 @@ from pytest_speedbench.report.terminal import header_lines
 from pytest_speedbench.report.wording import MISSING, item_name, limit, number, one_line, percent
 from pytest_speedbench.results import CellResult
 
-_ICONS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "⚠️", "INVALID": "🚫", "UNGATED": "▫️"}
+_ICONS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "⚠️", "INVALID": "🚫", "WAIVED": "🩹", "UNGATED": "▫️"}
 _MEANING = {
     "pass": "every gate passed",
     "fail": "a floor was missed",

@@ -175,6 +175,8 @@ def _gate_to_json(gate: GateResult) -> JSONObject:
         "conditional_reference": [number(rate) for rate in gate.conditional_reference],
         "kind": gate.kind,
         "looks": gate.looks,
+        "waiver": gate.waiver,
+        "waived": gate.waived,
     }
 
 
@@ -202,6 +204,8 @@ def _gate_from_json(read: Fields) -> GateResult:
         conditional_reference=read.numbers("conditional_reference"),
         kind=read.text("kind") if read.has("kind") else "floor",
         looks=read.integer("looks") if read.has("looks") else 1,
+        waiver=read.text("waiver") if read.has("waiver") else "",
+        waived=read.flag("waived") if read.has("waived") else False,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.report.control import control_lines
 from pytest_speedbench.report.histogram import histogram_lines
-from pytest_speedbench.report.ranking import UNGATED, by_profile, deciding_gate, verdict_word, worst_first
+from pytest_speedbench.report.ranking import UNGATED, WAIVED, by_profile, deciding_gate, verdict_word, worst_first
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
 from pytest_speedbench.report.table import BOLD, Column, Line, Markup, Row, fit_encoding, plain, table, wrap
 from pytest_speedbench.report.wording import (
@@ -49,6 +49,7 @@ _MARKUP: dict[str, Markup] = {
     "FAIL": {"red": True, "bold": True},
     "INCONCLUSIVE": {"yellow": True, "bold": True},
     "INVALID": {"purple": True, "bold": True},
+    WAIVED: {"yellow": True},
     UNGATED: {"yellow": True},
 }
 _COUNTED = {
@@ -56,6 +57,7 @@ _COUNTED = {
     "FAIL": "failed",
     "INCONCLUSIVE": "inconclusive",
     "INVALID": "invalid",
+    WAIVED: WAIVED.lower(),
     UNGATED: UNGATED.lower(),
 }
 _MOST_EVIDENCE = 3

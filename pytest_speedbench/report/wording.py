@@ -24,6 +24,9 @@ _SHORT = {
     "user_tps": "user TPS",
     "user_tps_p50": "user TPS p50",
     "user_tps_p5": "user TPS p5",
+    "speedup": "speed-up",
+    "speedup_per_prompt": "speed-up per prompt",
+    "speedup_total_time": "speed-up of all",
 }
 _ASCII = str.maketrans(
     {

@@ -265,7 +265,7 @@ def test_a_bracket_of_another_size_is_a_clear_error(bracket: list[float]) -> Non
 def test_counts_and_outcome_are_there_for_other_readers() -> None:
     data = sample()
     assert data["outcome"] == "fail"
-    assert data["counts"] == {"pass": 1, "fail": 1, "inconclusive": 1, "invalid": 1, "ungated": 1}
+    assert data["counts"] == {"pass": 1, "fail": 1, "inconclusive": 1, "invalid": 1, "waived": 0, "ungated": 1}
     assert artifact.to_json(RUN, [PASSED], complete=True, partial=False)["outcome"] == "pass"
     assert artifact.to_json(RUN, [PASSED, INVALID], complete=True, partial=False)["outcome"] == "invalid"
     assert artifact.to_json(RUN, [INVALID, FAILED], complete=True, partial=False)["outcome"] == "fail"
@@ -354,7 +354,7 @@ def test_any_field_of_a_wrong_type_is_a_clear_error() -> None:
             for child in node:
                 yield from places(child)
 
-    ignored = {"outcome", "counts", "pass", "fail", "inconclusive", "invalid", "ungated", "fingerprint"}
+    ignored = {"outcome", "counts", "pass", "fail", "inconclusive", "invalid", "waived", "ungated", "fingerprint"}
     free = {"facts", "resolved", "sm_clock_mhz", "temperature", "dtype", "stop", "limits", "max_num_seqs"}
     data = sample()
     tried = 0

@@ -84,6 +84,7 @@ def test_outputs_count_and_name_the_worst_cell() -> None:
         "failed": "1",
         "inconclusive": "1",
         "invalid": "1",
+        "waived": "0",
         "ungated": "1",
         "worst_cell": "vllm-qualitative-multilingual",
     }
