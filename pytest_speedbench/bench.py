@@ -17,6 +17,7 @@ from pytest_speedbench.cells import Cell, isl_tokens
 from pytest_speedbench.data import control
 from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.data.schema import Row
+from pytest_speedbench.derived import judge_crossover, judge_losslessness
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.engines.gpus import Gpu, Nvml
 from pytest_speedbench.engines.leases import leases_folder, reap
@@ -24,8 +25,11 @@ from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.judging import Assessed, Labels, Rules, assess, assess_overall, invalid, is_sound, judge_runs
 from pytest_speedbench.load.driver import Conversation
+from pytest_speedbench.measure import losslessness
 from pytest_speedbench.measure.checks import Reason
-from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.measure.losslessness import TopTokens, demand
+from pytest_speedbench.measure.runs import Run
+from pytest_speedbench.measure.samples import Turn, Window
 from pytest_speedbench.measure.speedup import PER_PROMPT
 from pytest_speedbench.planning import Plan, PlannedCell, static_facts
 from pytest_speedbench.report import artifact, run_info
@@ -195,11 +199,11 @@ class Bench:
     ) -> Reason | None:
         """One start that no item waits for, with all cells; why it broke off, None if it did not."""
         cells, repeats = [each.cell for each in planned], range(self.plan.settings.repeats)
-        with self._started(arm, folder, [cell for cell in cells if not cell.is_overall]) as slot:
+        with self._started(arm, folder, [cell for cell in cells if not cell.is_derived]) as slot:
             for cell in cells:
                 if slot.broken is not None:
                     return slot.why_broken()
-                if not cell.is_overall:
+                if not cell.is_derived:
                     name = f"{arm.profile.label}-{cell.id(with_concurrency=True)}, start {arm.start + 1}"
                     self._measure_runs(slot, cell, repeats, name, progress)
             for cell in cells:
@@ -249,8 +253,14 @@ class Bench:
     def _measure(self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool) -> CellResult:
         profile, cell = planned.profile, planned.cell
         labels = Labels(profile.label, planned.item_id, "", "", 0.0)
-        if slot.running is None or (slot.broken is not None and not cell.is_overall):
+        if slot.running is None or (slot.broken is not None and not cell.is_derived):
             return invalid(cell, slot.why_broken(), labels)
+        if cell.is_lossless:
+            return self._losslessness(slot, slot.running, planned, labels)
+        if cell.is_crossover:
+            return judge_crossover(
+                cell, self._over_concurrencies(planned), self._rules(planned, slot, judged=judged), labels
+            )
         settings = self.plan.settings
         if not self.suite:
             # Two tests that measure the same cell are two measurements, not runs of one.
@@ -363,6 +373,50 @@ class Bench:
             self._sound.put(profile.label, window)
         return window
 
+    def _over_concurrencies(self, planned: PlannedCell) -> dict[int, list[Run]]:
+        """The sound runs of the cells that a crossover is over, by concurrency; empty for one without."""
+        found: dict[int, list[Run]] = {}
+        for part in self._parts(planned):
+            measured = self._measured.get((planned.profile.label, part), Measured())
+            found[part.concurrency] = [each.run for each in measured.runs if each.run is not None and not each.reasons]
+        return found
+
+    def _losslessness(
+        self, slot: EngineSlot, running: RunningEngine, planned: PlannedCell, labels: Labels
+    ) -> CellResult:
+        """Greedy output of first turns with and without speculation, differences held against the engine's own odds.
+
+        Of later turns the input differs once a reply does.
+        """
+        plain, sampling = self.plan.settings.plain[planned.profile.label], self.plan.settings.sampling
+        turns: tuple[list[Turn], list[Turn]] = ([], [])
+        ids: dict[str, Sequence[int]] = {}
+        for part in self._parts(planned):
+            for side, label in zip(turns, (plain.label, planned.profile.label), strict=True):
+                window = self._window(label, part, slot.start, 0)
+                if window is None:
+                    message = f"{label} has no sound measurement of {part.name} to compare"
+                    return invalid(planned.cell, Reason("incomplete_family", message), labels)
+                side += [turn for turn in window.turns if turn.index == 0]
+            ids |= {c.question_id: c.first_ids for c in self._conversations(running.prepared, part)}
+
+        def ask(turn: Turn, at: int) -> TopTokens | None:
+            return running.top_tokens((*ids[turn.question_id], *(turn.output_ids or ())[:at]), sampling)
+
+        dtype = running.description.resolved.get("dtype")
+        held_to = demand(None if dtype is None else str(dtype), concurrency=planned.cell.concurrency)
+        found = losslessness.judge(*turns, ask, held_to, temperature=sampling.temperature)
+        self.notes += dict.fromkeys(f"{planned.profile.label}: {note}" for note in running.take_notes())
+        return judge_losslessness(planned.cell, found, labels)
+
+    def _parts(self, planned: PlannedCell) -> list[Cell]:
+        """The planned cells that a derived one is worked out from, without those of ``overall``."""
+        cell = planned.cell
+        own = [p.cell for p in self.plan.cells if p.profile is planned.profile and not p.cell.is_derived]
+        if cell.is_lossless:
+            return [c for c in own if (c.split, c.concurrency) == (cell.split, cell.concurrency)]
+        return [c for c in own if (c.isl, c.difficulty) == (cell.isl, cell.difficulty)]
+
     def _of_companion(self, companion: Profile, planned: PlannedCell, labels: Labels) -> CellResult:
         """The cell as it was measured with what its profile is compared with."""
         measured = self._measured.get((companion.label, planned.cell), Measured())
@@ -456,7 +510,7 @@ class Bench:
         return self._prepared[profile.label]
 
     def _planned(self, profile: Profile) -> list[Cell]:
-        return [p.cell for p in self.plan.cells if p.profile is profile and not p.cell.is_overall]
+        return [p.cell for p in self.plan.cells if p.profile is profile and not p.cell.is_derived]
 
     def _everything(self, profile: Profile) -> list[Cell]:
         """All cells of the dataset at their first concurrency, for user's tests that ask for cells of their own."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.names import CATEGORIES, CONTROL, DIFFICULTIES, ISLS, OVERALL, SPLITS
+from pytest_speedbench.names import CATEGORIES, CONTROL, CROSSOVER, DIFFICULTIES, ISLS, LOSSLESS, OVERALL, SPLITS
 
 __all__ = [
     "CATEGORIES",
@@ -33,9 +33,12 @@ STEADY_PROMPTS_PER_STREAM = 4
 class Cell:
     """One point of the plan.
 
-    Qualitative cells have a ``category`` (or ``overall``, which sums up the others) and no
-    ``isl`` or ``difficulty``; throughput cells have both of those and no ``category``.
-    ``concurrency`` is the number of conversations that the client keeps in flight.
+    Qualitative cells have a ``category`` and no ``isl`` or ``difficulty``; throughput cells have both of those
+    and no ``category``. ``concurrency`` is the number of conversations that the client keeps in flight.
+
+    Derived cells are not measured but worked out from others: ``overall`` and ``lossless`` from the
+    categories at their concurrency, ``crossover`` from its ISL and difficulty at all concurrencies, of which it
+    has the largest.
     """
 
     split: str
@@ -50,20 +53,34 @@ class Cell:
         return self.category == OVERALL
 
     @property
+    def is_lossless(self) -> bool:
+        """Whether this cell compares the output of the other qualitative cells with and without speculation."""
+        return self.category == LOSSLESS
+
+    @property
+    def is_crossover(self) -> bool:
+        """Whether this cell says up to which concurrency speculation pays."""
+        return self.category == CROSSOVER
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether this cell is worked out from others."""
+        return self.is_overall or self.is_lossless or self.is_crossover
+
+    @property
     def is_control(self) -> bool:
         """Whether the prompts are random tokens, which no limit applies to."""
         return self.difficulty == CONTROL
 
     @property
     def name(self) -> str:
-        """The cell without its concurrency, e.g. ``coding`` or ``8k-mixed``."""
-        if self.split == "qualitative":
-            return str(self.category)
-        return f"{self.isl}-{self.difficulty}"
+        """The cell without its concurrency, e.g. ``coding``, ``8k-mixed`` or ``8k-mixed-crossover``."""
+        parts = (self.isl, self.difficulty, self.category)
+        return "-".join(part for part in parts if part is not None)
 
     def id(self, *, with_concurrency: bool) -> str:
         """The stable part of the pytest id, e.g. ``throughput-8k-mixed-c32``."""
-        suffix = f"-c{self.concurrency}" if with_concurrency else ""
+        suffix = f"-c{self.concurrency}" if with_concurrency and not self.is_crossover else ""
         return f"{self.split}-{self.name}{suffix}"
 
     def as_dict(self) -> dict[str, str | int]:

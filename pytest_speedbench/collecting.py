@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_speedbench import takeover
-from pytest_speedbench.names import CATEGORIES, CONTROL, DIFFICULTIES, ISLS, OVERALL, SPLITS
+from pytest_speedbench.names import CATEGORIES, CONTROL, CROSSOVER, DIFFICULTIES, ISLS, LOSSLESS, OVERALL, SPLITS
 from pytest_speedbench.session import BENCH
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def register_marks(config: pytest.Config) -> None:
     """Make the marks known, for ``-m`` and ``--strict-markers``."""
     config.addinivalue_line("markers", "speedbench: an item that measures speculative decoding")
     if takeover.in_suite(config):
-        for name in (*SPLITS, *CATEGORIES, OVERALL, *DIFFICULTIES, CONTROL, *(f"isl_{isl}" for isl in ISLS)):
+        derived = (OVERALL, LOSSLESS, CROSSOVER)
+        for name in (*SPLITS, *CATEGORIES, *derived, *DIFFICULTIES, CONTROL, *(f"isl_{isl}" for isl in ISLS)):
             config.addinivalue_line("markers", f"{name}: cells of pytest-speedbench")
 
 

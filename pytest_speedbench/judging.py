@@ -11,8 +11,9 @@ from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.engines.base import Speculation
 from pytest_speedbench.gates.limits import Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts
-from pytest_speedbench.gates.selection import assigned
+from pytest_speedbench.gates.selection import AssignedLimit, assigned
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
+from pytest_speedbench.gates.waivers import apply, waiver_of
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
 from pytest_speedbench.measure.metrics import METRICS, Metric
@@ -176,46 +177,59 @@ def _not_held(windows: Sequence[Window]) -> list[Reason]:
     ]
 
 
+def limits_of(cell: Cell, rules: Rules) -> tuple[AssignedLimit, ...]:
+    """The limits of files that apply to ``cell`` as it was run, with the error rates that each may spend."""
+    if rules.measure_only:
+        return ()
+    return assigned(_fitting(rules), cell, rules.points, rules.default_concurrency)
+
+
+def without_gate(cell: Cell, rules: Rules) -> list[Reason]:
+    """Why a cell without any limit is INVALID; nothing where it needs none."""
+    if rules.measure_only or not rules.gate_required:
+        return []
+    mismatches = {file.path: file.match.runtime_mismatches(rules.facts) for file in rules.files}
+    wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
+    why = f" ({' | '.join(wrong[:3])})" if wrong else ""
+    return [
+        Reason(
+            "no_gate",
+            f"no thresholds file gates {cell.id(with_concurrency=True)}{why}; "
+            "add a limit, or use --speedbench-measure-only",
+        )
+    ]
+
+
+def _fitting(rules: Rules) -> list[ThresholdsFile]:
+    return [file for file in rules.files if not file.match.runtime_mismatches(rules.facts)]
+
+
 def _gates(
     cell: Cell, metrics: Mapping[str, Metric], runs: Sequence[Run], rules: Rules, labels: Labels
 ) -> tuple[tuple[GateResult, ...], list[Reason]]:
-    if rules.measure_only:
-        return (), []
-    mismatches = {file.path: file.match.runtime_mismatches(rules.facts) for file in rules.files}
-    fitting = [file for file in rules.files if not mismatches[file.path]]
     repeats = Counter(run.start for run in runs)
-    gates = tuple(
-        _in_doubt(
-            judge(
-                each.limit.metric,
-                metrics[each.limit.measured_as].value if each.limit.measured_as in metrics else None,
-                each.limit,
-                alpha=each.alpha,
-                beta=each.beta,
-                starts=len(repeats),
-                # Of unequal numbers the least: the noise is then not taken for smaller than it is.
-                repeats=min(repeats.values()),
-                prompts=labels.prompts_sha256,
-                look=rules.look,
-                looks=rules.looks,
-            ),
-            metrics,
-            each.limit,
-            cell,
+    gates = []
+    for each in limits_of(cell, rules):
+        limit = each.limit
+        gate = judge(
+            limit.metric,
+            metrics[limit.measured_as].value if limit.measured_as in metrics else None,
+            limit,
+            alpha=each.alpha,
+            beta=each.beta,
+            starts=len(repeats),
+            # Of unequal numbers the least: the noise is then not taken for smaller than it is.
+            repeats=min(repeats.values()),
+            prompts=labels.prompts_sha256,
+            look=rules.look,
+            looks=rules.looks,
         )
-        for each in assigned(fitting, cell, rules.points, rules.default_concurrency)
-    )
-    if not gates and rules.gate_required:
-        wrong = [f"{path}: {'; '.join(lines)}" for path, lines in mismatches.items() if lines] + list(rules.others)
-        why = f" ({' | '.join(wrong[:3])})" if wrong else ""
-        return (), [
-            Reason(
-                "no_gate",
-                f"no thresholds file gates {cell.id(with_concurrency=True)}{why}; "
-                "add a limit, or use --speedbench-measure-only",
-            )
-        ]
-    return gates, _invalid_gates(gates)
+        gate = _in_doubt(gate, metrics, limit, cell)
+        waiver = waiver_of(_fitting(rules), cell, limit)
+        gates.append(gate if waiver is None else apply(gate, waiver))
+    if not gates:
+        return (), without_gate(cell, rules)
+    return tuple(gates), _invalid_gates(gates)
 
 
 def _paired(

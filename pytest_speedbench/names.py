@@ -15,6 +15,10 @@ CATEGORIES = (
     "writing",
 )
 OVERALL = "overall"
+LOSSLESS = "lossless"
+"""Stands in the place of a category in the cell that compares greedy output with and without speculation."""
+CROSSOVER = "crossover"
+"""Stands in the place of a category in the cell of an ISL and difficulty over all its concurrencies."""
 DIFFICULTIES = ("low_entropy", "mixed", "high_entropy")
 ISLS = ("1k", "2k", "8k", "16k", "32k")
 PARTIAL = "+partial"

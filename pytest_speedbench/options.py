@@ -217,6 +217,7 @@ OPTIONS: tuple[Option, ...] = (
         in_profile=False,
         metavar="FILE|URL",
     ),
+    Option("lossless", flag, "compare greedy output with that of the engine without speculation", False, is_flag=True),
     Option("speedup", flag, "measure without speculation too, for the speed-up of each cell", False, is_flag=True),
     Option("turn-timeout", whole(1), "seconds after which a turn counts as lost", 600, metavar="SECONDS"),
     Option("start-timeout", whole(1), "seconds that an engine may take to start", 900, metavar="SECONDS"),

@@ -27,6 +27,7 @@ from pytest_speedbench.gates.match import RUNTIME_FIELDS, Facts
 from pytest_speedbench.gates.selection import gates_for, planned_cells
 from pytest_speedbench.gates.thresholds import load as load_thresholds
 from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.names import CROSSOVER, LOSSLESS
 from pytest_speedbench.settings import Settings
 
 MAX_REPEATS = 8
@@ -123,7 +124,10 @@ def make(settings: Settings, *, offline: bool = False) -> Plan:
         _refuse_unpaired(settings, profile, matching[profile.label], planned)
         if settings.control is not None and settings.dataset is not None:
             planned += control_beside(planned)
-        cells += _items(profile, planned, _support(planned, dataset.points(), settings.axes))
+        if settings.lossless and profile.label in settings.plain:
+            planned += _lossless(planned)
+        support = _support(planned, dataset.points(), settings.axes) | _under_crossovers(settings, dataset, planned)
+        cells += _items(profile, planned, support)
     return Plan(settings, dataset, matching, others, tuple(cells))
 
 
@@ -206,13 +210,17 @@ def _cells(
     axes, points = settings.axes, dataset.points()
     if settings.dataset is None:
         return _with_enough_prompts(settings, dataset, control_cells(axes, dict(settings.default_concurrency)))
+    defaults = {split: axes.concurrencies or own for split, own in settings.default_concurrency.items()}
+    gated = planned_cells(files, points, defaults)
+    crossovers = [cell for cell in gated if cell.is_crossover and axes.takes(replace(cell, category=None))]
     if axes.explicit:
-        cells = expand(axes, points, dict(settings.default_concurrency))
+        cells = [*expand(axes, points, dict(settings.default_concurrency)), *crossovers]
         return _with_enough_prompts(settings, dataset, cells, files)
-    gated = planned_cells(files, points, settings.default_concurrency)
     if axes.concurrencies:
         # Only concurrency was asked for: the gated cells, at those values.
-        gated = list(dict.fromkeys(replace(cell, concurrency=n) for n in axes.concurrencies for cell in gated))
+        single = [cell for cell in gated if not cell.is_crossover]
+        gated = [*(replace(cell, concurrency=n) for n in axes.concurrencies for cell in single), *crossovers]
+        gated = list(dict.fromkeys(gated))
     if gated:
         return _with_enough_prompts(settings, dataset, gated, files)
     if not settings.needs_limits:
@@ -241,6 +249,9 @@ def _with_enough_prompts(
     short: list[str] = []
     asked = bool(settings.axes.concurrencies)
     for cell in cells:
+        if cell.is_derived:
+            kept.append(cell)
+            continue
         have = _number(settings, dataset, cell)
         if cell.split == "throughput" and _repeats(have, cell.concurrency) > MAX_REPEATS:
             need = -(-STEADY_PROMPTS_PER_STREAM * cell.concurrency // MAX_REPEATS)
@@ -282,13 +293,31 @@ def _refuse_unpaired(
         for cell in cells
         for file in files
         for limit in gates_for((file,), cell)
-        if METRICS[limit.metric].unit == "×"
+        if METRICS[limit.metric].unit == "×" or limit.metric == CROSSOVER
     ]
     if gated:
         raise ConfigError(
             f"{gated[0].source}: {gated[0].metric} is gated, which needs the engine without speculation too; add "
             "--speedbench-speedup (or `speedup: true` in the profile file), which about doubles the GPU time"
         )
+
+
+def _lossless(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell per concurrency of the qualitative split that compares outputs."""
+    concurrencies = dict.fromkeys(c.concurrency for c in cells if c.split == "qualitative" and not c.is_derived)
+    return [Cell("qualitative", concurrency, category=LOSSLESS) for concurrency in concurrencies]
+
+
+def _under_crossovers(settings: Settings, dataset: Dataset, cells: Iterable[Cell]) -> set[Cell]:
+    """Cells that only a crossover among ``cells`` needs: its ISL and difficulty at every concurrency."""
+    concurrencies = settings.axes.concurrencies or settings.default_concurrency["throughput"]
+    under = [
+        replace(cell, category=None, concurrency=concurrency)
+        for cell in cells
+        if cell.is_crossover
+        for concurrency in concurrencies
+    ]
+    return set(_with_enough_prompts(settings, dataset, under)) - set(cells) if under else set()
 
 
 def _support(cells: Sequence[Cell], points: Sequence[Cell], axes: Axes) -> set[Cell]:
@@ -314,5 +343,5 @@ def _items(profile: Profile, asked: Sequence[Cell], support: set[Cell]) -> list[
             f"{profile.label}-{cell.id(with_concurrency=several or cell.split == 'throughput')}",
             supporting=cell in support,
         )
-        for cell in sorted(cells, key=lambda cell: cell.is_overall)
+        for cell in sorted(cells, key=lambda cell: cell.is_derived)
     ]

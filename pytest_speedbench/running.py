@@ -16,13 +16,23 @@ from typing import Protocol
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.data.schema import Row
 from pytest_speedbench.engines import registry
-from pytest_speedbench.engines.base import Capacity, Description, Engine, Fetch, Profile, Sampling, model_name
+from pytest_speedbench.engines.base import (
+    Capacity,
+    Description,
+    Engine,
+    Fetch,
+    Profile,
+    Sampling,
+    TurnRequest,
+    model_name,
+)
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
-from pytest_speedbench.load.client import post
+from pytest_speedbench.load.client import post, post_json
 from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent
 from pytest_speedbench.load.spread import send
+from pytest_speedbench.measure.losslessness import TopTokens
 from pytest_speedbench.measure.samples import Counters, Window
 from pytest_speedbench.measure.steps import Drafting, settle
 from pytest_speedbench.settings import Settings
@@ -236,6 +246,23 @@ class RunningEngine:
                 f"{cell.id(with_concurrency=True)}: the pace was not steady after {len(done.seconds)} rounds of "
                 f"warm-up (the last took {rounds} s); its rates and times may be off"
             )
+
+    def top_tokens(self, ids: Sequence[int], sampling: Sampling) -> TopTokens | None:
+        """The likeliest tokens after ``ids``: after a prompt alone nothing is drafted yet.
+
+        None where the engine's protocol cannot tell them, or this server did not.
+        """
+        engine = self.prepared.engine
+        asked = engine.top_tokens(TurnRequest("", "", 0, tuple(ids), sampling))
+        if asked is None:
+            return None
+        try:
+            self._flush()
+            answer = post_json(self.base_url, asked.path, asked.body, engine.error_text, timeout_s=FLUSH_S)
+            return asked.read(answer)
+        except (EngineError, LookupError, ValueError, TypeError) as error:
+            self._notes.append(f"the likeliest tokens could not be asked for ({error}), so differences are not graded")
+            return None
 
     def take_notes(self) -> list[str]:
         """What the user should know of the measurements since the last call."""

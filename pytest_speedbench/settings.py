@@ -64,6 +64,7 @@ class Settings:
     starts: int
     repeats: int
     speedup: bool
+    lossless: bool
     turn_timeout_s: float
     start_timeout_s: float
     artifact: Path
@@ -135,7 +136,7 @@ def build(
         if settings.thresholds_origin == SHIPPED:
             # What ships with the plugin is for the quick start as it is, not for an engine of the user's.
             settings = replace(settings, thresholds=rootdir / "thresholds", thresholds_origin="default")
-    if settings.speedup:
+    if settings.speedup or settings.lossless:
         settings = replace(settings, plain=_plain_profiles(settings, build_with))
     return settings
 
@@ -180,8 +181,8 @@ def _plain_profiles(settings: Settings, build_with: Callable[[Mapping[str, Any]]
     """Per label of a profile that speculates the same engine without."""
     if any(profile.base_url is not None for profile in settings.profiles):
         raise ConfigError(
-            "--speedbench-speedup needs the engine without speculation too, which cannot be started beside a server "
-            "that someone else runs; let the engine be started, or compare two artifacts"
+            "--speedbench-speedup and --speedbench-lossless need the engine without speculation too, which cannot be "
+            "started beside a server that someone else runs; let the engine be started, or compare two artifacts"
         )
     plain = build_with({"method": "none", "draft_tokens": None, "draft_model": None})
     return {
@@ -274,6 +275,7 @@ def _build(
         starts=value("starts"),
         repeats=value("repeats"),
         speedup=value("speedup"),
+        lossless=value("lossless"),
         turn_timeout_s=float(value("turn_timeout")),
         start_timeout_s=float(value("start_timeout")),
         artifact=path("artifact"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from pytest_speedbench.measure.losslessness import TopTokens
 from pytest_speedbench.measure.samples import Counters, Turn
 
 Fetch = Callable[[str], bytes]
@@ -124,6 +125,18 @@ class TurnRequest:
     sampling: Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class TopTokensRequest:
+    """A POST of ``body`` as JSON to ``path``, and how to read its answer.
+
+    ``read`` raises ValueError, LookupError or TypeError for an answer that it cannot understand.
+    """
+
+    path: str
+    body: Mapping[str, Any]
+    read: Callable[[bytes], TopTokens]
+
+
 class StreamDecoder(Protocol):
     """Turns the server-sent events of one request into a Turn."""
 
@@ -191,6 +204,12 @@ class Engine(Protocol):
 
     def decoder(self, request: TurnRequest) -> StreamDecoder:
         """A fresh decoder for the answer to ``request``."""
+
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest | None:
+        """How to ask for the likeliest tokens after ``request.ids``; None where the protocol cannot tell them.
+
+        Of the sampling only ``ignore_eos`` matters: some engines then never choose EOS.
+        """
 
     def error_text(self, body: bytes) -> str:
         """The message inside an HTTP error body."""

@@ -25,6 +25,7 @@ from pytest_speedbench.engines.base import (
     Profile,
     Speculation,
     StreamDecoder,
+    TopTokensRequest,
     TurnRequest,
     local_path,
 )
@@ -34,12 +35,15 @@ from pytest_speedbench.engines.llamacpp_steps import Seen, Window, reconstruct
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
 from pytest_speedbench.errors import ConfigError, RequestError
+from pytest_speedbench.measure.losslessness import TOP_TOKENS, TopTokens
 from pytest_speedbench.measure.samples import Counters, Turn
 
 SERVER_SCRIPT = Path(__file__).with_name("llamacpp_server.py")
 _NUMBERS = {"threads": 1024, "ngram_lookup": 1024}
 """Options that are whole numbers from 1, and the highest value of each."""
 _EXACT_BELOW = 1e6
+_LEAST = 1e-45
+"""The smallest float32: a probability that came as 0 was less."""
 _NEED_DRAFTER = ("eagle3", "dflash")
 """Beside draft; multi-token prediction and DSpark may live in the target's own file."""
 OPTIONS = ("python", "port", "served_model", "threads", "ngram_lookup", "draft_cache_type", "params", "args", "env")
@@ -193,6 +197,18 @@ class LlamaCpp:
         """A decoder for ``/completion`` events."""
         return _Decoder(request, self._profile.speculation)
 
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest:
+        """One more token with its alternatives, after sampling.
+
+        What the server tells of before sampling still has EOS where it is to be ignored; after sampling, all
+        alternatives are left at a temperature of 1 only.
+        """
+        body = self.body(request) | {"n_predict": 1, "stream": False, "temperature": 1.0, "top_k": 0}
+        del body["timings_per_token"]
+        return TopTokensRequest(
+            self.stream_path, body | {"n_probs": TOP_TOKENS, "post_sampling_probs": True}, _top_tokens
+        )
+
     def error_text(self, body: bytes) -> str:
         """``error.message`` of the JSON body, or the body itself."""
         return error_text(body)
@@ -281,6 +297,11 @@ class _Decoder:
             raise RequestError(
                 "prompt_changed", f"{sent} prompt tokens were sent and {timings['prompt_n']} were processed"
             )
+
+
+def _top_tokens(body: bytes) -> TopTokens:
+    (position,) = json.loads(body)["completion_probabilities"]
+    return TopTokens.of((int(told["id"]), math.log(max(told["prob"], _LEAST))) for told in position["top_probs"])
 
 
 def _rounding(value: float) -> int:

@@ -26,6 +26,7 @@ from pytest_speedbench.engines.base import (
     Launch,
     Profile,
     StreamDecoder,
+    TopTokensRequest,
     TurnRequest,
     local_path,
     model_name,
@@ -36,6 +37,7 @@ from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import totals
 from pytest_speedbench.engines.sglang_speculation import METHODS, field
 from pytest_speedbench.errors import ConfigError, EngineError, RequestError
+from pytest_speedbench.measure.losslessness import TOP_TOKENS, TopTokens
 from pytest_speedbench.measure.samples import Counters, Turn
 from pytest_speedbench.tokenize import vocabulary
 
@@ -283,6 +285,13 @@ class Sglang:
         """A decoder for ``/generate`` events, cumulative or incremental."""
         return _Decoder(request, speculates=self._profile.speculation.active, version=self._version)
 
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest:
+        """One more token with its alternatives."""
+        body = self.body(request)
+        body["sampling_params"] |= {"max_new_tokens": 1}
+        body |= {"stream": False, "return_logprob": True, "logprob_start_len": -1, "top_logprobs_num": TOP_TOKENS}
+        return TopTokensRequest(self.stream_path, body, _top_tokens)
+
     def error_text(self, body: bytes) -> str:
         """The message of the JSON body, or the body itself."""
         return error_text(body)
@@ -391,6 +400,11 @@ class _Decoder:
 
     def _field(self, meta: Mapping[str, Any], name: str) -> Any:
         return field(meta, name, version=self._version)
+
+
+def _top_tokens(body: bytes) -> TopTokens:
+    (position,) = json.loads(body)["meta_info"]["output_top_logprobs"]
+    return TopTokens.of((int(token), float(logprob)) for logprob, token, _ in position)
 
 
 # Before the start

@@ -24,6 +24,7 @@ from pytest_speedbench.engines.base import (
     Launch,
     Profile,
     StreamDecoder,
+    TopTokensRequest,
     TurnRequest,
     local_path,
     model_name,
@@ -206,6 +207,10 @@ class TrtLlm:
     def decoder(self, request: TurnRequest) -> StreamDecoder:
         """A decoder for the events of ``/v1/completions``."""
         return Decoder(request, self._profile.speculation.active, self._known)
+
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest | None:
+        """None: alternatives come under their text, which two tokens can share, and from few versions at all."""
+        return None
 
     def error_text(self, body: bytes) -> str:
         """The message in any of the forms that the server uses, or the body itself."""

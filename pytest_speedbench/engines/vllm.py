@@ -25,6 +25,7 @@ from pytest_speedbench.engines.base import (
     Launch,
     Profile,
     StreamDecoder,
+    TopTokensRequest,
     TurnRequest,
     local_path,
     model_name,
@@ -33,6 +34,7 @@ from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.engines.profile_options import environment, wrong_options
 from pytest_speedbench.engines.prometheus import samples, totals
 from pytest_speedbench.errors import ConfigError, EngineError, RequestError
+from pytest_speedbench.measure.losslessness import TOP_TOKENS, TopTokens
 from pytest_speedbench.measure.samples import Counters, Told, Turn
 
 OLDEST = Version("0.24.0")
@@ -311,6 +313,13 @@ class Vllm:
             engine="vLLM" if version is None else f"vLLM {version}",
         )
 
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest:
+        """One more token with its alternatives, as ids: two tokens may have the same text."""
+        left_out = ("stream", "stream_options", "return_token_ids")
+        body = {name: value for name, value in self.body(request).items() if name not in left_out}
+        body |= {"max_tokens": 1, "logprobs": TOP_TOKENS, "return_tokens_as_token_ids": True}
+        return TopTokensRequest(self.stream_path, body, _top_tokens)
+
     def error_text(self, body: bytes) -> str:
         """``error.message`` of the JSON body, or the body itself."""
         return error_text(body)
@@ -412,6 +421,11 @@ class _Decoder:
 
     def _missing(self, field: str) -> RequestError:
         return RequestError("missing_field", f"{self._engine} sent no {field}, which this plugin relies on")
+
+
+def _top_tokens(body: bytes) -> TopTokens:
+    (position,) = json.loads(body)["choices"][0]["logprobs"]["top_logprobs"]
+    return TopTokens.of((int(token.removeprefix("token_id:")), logprob) for token, logprob in position.items())
 
 
 def _too_old(version: Version, who: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, OVERALL, SPLITS, Cell, isl_tokens
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import CellPattern, Limit, ThresholdsFile
 from pytest_speedbench.gates.verdict import allocate
+from pytest_speedbench.names import CROSSOVER
 
 UNMEASURED_OVERALL = ("output_tps", "steady_output_tps", "speedup")
 """Rates over a window, which the overall cell does not have: a pattern that takes in all cells leaves it out."""
@@ -34,12 +35,21 @@ def gates_for(files: Iterable[ThresholdsFile], cell: Cell) -> tuple[Limit, ...]:
     candidates: dict[str, list[tuple[CellPattern, Limit]]] = {}
     for file in files:
         for gate in file.gates:
-            if gate.cell.matches(cell):
+            if _applies(gate.cell, cell):
                 for limit in gate.limits:
+                    if (limit.metric == CROSSOVER) is not cell.is_crossover:
+                        continue
                     if cell.is_overall and gate.cell.category is None and limit.metric in UNMEASURED_OVERALL:
                         continue
                     candidates.setdefault(limit.metric, []).append((gate.cell, limit))
     return tuple(_narrowest(candidates[metric], cell) for metric in sorted(candidates))
+
+
+def _applies(pattern: CellPattern, cell: Cell) -> bool:
+    """A cell over all concurrencies, and the losslessness cell, are not of a category."""
+    if cell.is_lossless:
+        return False
+    return pattern.matches(replace(cell, category=None)) if cell.is_crossover else pattern.matches(cell)
 
 
 def _narrowest(candidates: list[tuple[CellPattern, Limit]], cell: Cell) -> Limit:
@@ -71,6 +81,8 @@ def planned_cells(
         for gate in file.gates:
             for point in _with_overall(points):
                 if gate.cell.matches_point(point):
+                    if point.split == "throughput" and any(limit.metric == CROSSOVER for limit in gate.limits):
+                        own.add(_crossover(point, default_concurrency))
                     asked = gate.cell.concurrency
                     concurrencies = (asked,) if asked is not None else default_concurrency[point.split]
                     own.update(_at(point, concurrency) for concurrency in concurrencies)
@@ -121,6 +133,10 @@ def _with_overall(points: Sequence[Cell]) -> list[Cell]:
     return sorted(unique, key=_order)
 
 
+def _crossover(point: Cell, default_concurrency: Mapping[str, Sequence[int]]) -> Cell:
+    return Cell("throughput", max(default_concurrency["throughput"]), CROSSOVER, point.isl, point.difficulty)
+
+
 def _at(point: Cell, concurrency: int) -> Cell:
     return Cell(point.split, concurrency, point.category, point.isl, point.difficulty)
 
@@ -130,4 +146,5 @@ def _order(cell: Cell) -> tuple[int, ...]:
     split = SPLITS.index(cell.split)
     if cell.split == "qualitative":
         return (split, cell.concurrency, (*CATEGORIES, OVERALL).index(str(cell.category)))
-    return (split, isl_tokens(str(cell.isl)), DIFFICULTIES.index(str(cell.difficulty)), cell.concurrency)
+    place = (isl_tokens(str(cell.isl)), DIFFICULTIES.index(str(cell.difficulty)))
+    return (split, *place, cell.is_crossover, cell.concurrency)

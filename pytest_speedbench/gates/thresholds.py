@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from pytest_speedbench.cells import CATEGORIES, DIFFICULTIES, OVERALL, SPLITS, isl_tokens
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates import match as matching
+from pytest_speedbench.gates import waivers
 from pytest_speedbench.gates.limits import CellPattern, Family, Gate, ThresholdsFile
 from pytest_speedbench.gates.match import Match
+from pytest_speedbench.gates.parse_cell import cell_pattern
 from pytest_speedbench.gates.parse_limit import Context, parse_limit
 from pytest_speedbench.gates.yaml_nodes import Value, read
 from pytest_speedbench.measure.metrics import ESTIMATORS
 
 SCHEMA = 1
-_KEYS = ("schema", "match", "estimator", "family", "gates")
-_CELL_KEYS = ("split", "category", "isl", "difficulty", "concurrency")
+_KEYS = ("schema", "match", "estimator", "family", "gates", "waivers")
 
 
 def load(path: Path, *, today: dt.date | None = None) -> tuple[ThresholdsFile, ...]:
     """The thresholds file ``path``, or all ``*.yaml`` and ``*.yml`` files below it, sorted.
 
-    Names that begin with a dot are left out. ``today`` is for tests: evidence cannot be younger.
+    Names that begin with a dot are left out. ``today`` is for tests: evidence cannot be younger, and a
+    waiver not have expired.
     """
     today = today or dt.datetime.now(dt.timezone.utc).date()
     if path.is_dir():
@@ -44,8 +46,6 @@ def _is_thresholds(relative: Path) -> bool:
 
 def _parse(top: Value, today: dt.date) -> ThresholdsFile:
     entries = top.mapping()
-    if "waivers" in entries:
-        raise entries["waivers"].error("waivers are not supported by this version")
     if "schema" in entries and entries["schema"].count() != SCHEMA:
         raise entries["schema"].error(f"schema must be {SCHEMA}, but is {entries['schema'].count()}")
     entries = top.mapping(allowed=_KEYS, required=("schema", "gates"))
@@ -56,7 +56,7 @@ def _parse(top: Value, today: dt.date) -> ThresholdsFile:
     if not gates:
         raise entries["gates"].error("gates is empty: a thresholds file must gate something")
     _refuse_duplicates(gates)
-    return ThresholdsFile(
+    file = ThresholdsFile(
         path=top.path,
         schema=SCHEMA,
         match=match,
@@ -64,6 +64,7 @@ def _parse(top: Value, today: dt.date) -> ThresholdsFile:
         family=_family(entries["family"]) if "family" in entries else Family(),
         gates=gates,
     )
+    return replace(file, waivers=waivers.parse(entries["waivers"], file, today)) if "waivers" in entries else file
 
 
 def _match(value: Value) -> Match:
@@ -116,37 +117,13 @@ def _family(value: Value) -> Family:
 
 def _gate(value: Value, context: Context) -> Gate:
     entries = value.mapping(required=("cell",))
-    pattern = _pattern(entries["cell"])
+    pattern = cell_pattern(entries["cell"])
     limits = tuple(
         parse_limit(metric, entry, pattern, context) for metric, entry in entries.items() if metric != "cell"
     )
     if not limits:
         raise value.error(f"{value.name} has a cell but no metric, so it gates nothing")
     return Gate(pattern, limits, value.source)
-
-
-def _pattern(value: Value) -> CellPattern:
-    entries = value.mapping(allowed=_CELL_KEYS)
-    split = entries["split"].choice(SPLITS) if "split" in entries else None
-    category = entries["category"].choice((*CATEGORIES, OVERALL)) if "category" in entries else None
-    isl = entries["isl"].text() if "isl" in entries else None
-    if isl is not None:
-        try:
-            isl_tokens(isl)
-        except ConfigError as error:
-            raise entries["isl"].error(str(error)) from None
-    difficulty = entries["difficulty"].choice(DIFFICULTIES) if "difficulty" in entries else None
-    throughput_key = "isl" if isl is not None else "difficulty" if difficulty is not None else None
-    if category is not None and throughput_key is not None:
-        raise entries[throughput_key].error(f"no cell has both category and {throughput_key}")
-    if split == "qualitative" and throughput_key is not None:
-        raise entries[throughput_key].error(f"the qualitative split has no {throughput_key}")
-    if split == "throughput" and category is not None:
-        raise entries["category"].error("the throughput split has no category")
-    # A category or an ISL implies its split; set, it makes patterns comparable.
-    implied = "qualitative" if category is not None else "throughput" if throughput_key is not None else None
-    concurrency = entries["concurrency"].count() if "concurrency" in entries else None
-    return CellPattern(split or implied, category, isl, difficulty, concurrency)
 
 
 def _refuse_duplicates(gates: tuple[Gate, ...]) -> None:

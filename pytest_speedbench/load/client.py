@@ -7,7 +7,8 @@ import json
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from pytest_speedbench import __version__
@@ -82,6 +83,23 @@ def post(base_url: str, path: str, *, timeout_s: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
+
+
+def post_json(
+    base_url: str, path: str, body: Mapping[str, Any], error_text: Callable[[bytes], str], *, timeout_s: float
+) -> bytes:
+    """POST ``body`` and return the answer. Raises EngineError when that fails, with the server's own message."""
+    import httpx
+
+    try:
+        response = httpx.post(base_url + path, json=body, timeout=timeout_s, trust_env=False)
+    except httpx.HTTPError as error:
+        raise EngineError(f"POST {path} of the engine failed: {error or type(error).__name__}") from error
+    if response.status_code != 200:
+        raise EngineError(
+            f"POST {path} of the engine answered HTTP {response.status_code}: {error_text(response.content)}"
+        )
+    return response.content
 
 
 class StreamingClient:

@@ -35,11 +35,17 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs, turn by turn. ``missing`` holds (question_id, index) of turns that only one run has."""
+    """Two runs, turn by turn. ``missing`` holds (question_id, index) of turns that only one run has.
+
+    ``tokens`` are those of the first run, in the conversations that both have and whose ids are known;
+    ``common_tokens`` those of them that were compared and are the same in both.
+    """
 
     compared: int
     divergences: tuple[Divergence, ...]
     missing: tuple[tuple[str, int], ...]
+    tokens: int = 0
+    common_tokens: int = 0
 
     @property
     def identical(self) -> bool:
@@ -71,15 +77,19 @@ def compare(a: Iterable[Turn], b: Iterable[Turn]) -> Comparison:
     """
     left, right = ({(turn.question_id, turn.index): turn for turn in turns} for turns in (a, b))
     divergences: dict[str, Divergence] = {}
-    compared = 0
+    compared = tokens = common = 0
     for key in sorted(left.keys() & right.keys()):
+        by_ids = left[key].output_ids is not None and right[key].output_ids is not None
+        tokens += left[key].output_tokens if by_ids else 0
         if key[0] in divergences:
             continue
         compared += 1
         found = _divergence(left[key], right[key])
         if found is not None:
             divergences[key[0]] = found
-    return Comparison(compared, tuple(divergences.values()), tuple(sorted(left.keys() ^ right.keys())))
+        if by_ids:
+            common += left[key].output_tokens if found is None else found.at
+    return Comparison(compared, tuple(divergences.values()), tuple(sorted(left.keys() ^ right.keys())), tokens, common)
 
 
 def _divergence(a: Turn, b: Turn) -> Divergence | None:

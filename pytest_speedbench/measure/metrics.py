@@ -92,6 +92,8 @@ METRICS: dict[str, MetricSpec] = {
         _speedup("speedup"),
         _speedup("speedup_per_prompt"),
         _speedup("speedup_total_time"),
+        MetricSpec("crossover", "streams", False, 0.0, 0.0, 0.0),
+        _info("lossless_mismatches", "turns"),
         _info("osl_mean", "tokens"),
         _info("osl_capped_share", "share"),
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,7 +190,8 @@ class Emulator:
     ``answer`` gives the script of a request. ``hold`` is a predicate of (requests in flight,
     requests begun): every answer waits until it is true, so that a test can ask for a state instead
     of waiting some time for it. ``lies`` are added to the counters of ``/metrics``. ``piece`` re-cuts
-    the stream into pieces of that many bytes.
+    the stream into pieces of that many bytes. ``top`` are the (id, probability) pairs with which a request for
+    probabilities is answered.
     """
 
     def __init__(
@@ -199,6 +201,7 @@ class Emulator:
         hold: Callable[[int, int], bool] = lambda in_flight, begun: True,
         lies: Mapping[str, int] | None = None,
         piece: int | None = None,
+        top: Callable[[Request], Sequence[tuple[int, float]]] = lambda request: (),
     ) -> None:
         self.requests: list[Request] = []
         self.in_flight = 0
@@ -218,6 +221,7 @@ class Emulator:
         )
         self.base_url = ""
         self._answer, self._hold, self._lies, self._piece = answer, hold, dict(lies or {}), piece
+        self._top = top
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="emulator")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -281,6 +285,10 @@ class Emulator:
     async def _completion(
         self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if "n_probs" in body:
+            _respond(writer, 200, json.dumps(self._with_probabilities(Request(-1, body))).encode())
+            await writer.drain()
+            return
         request = Request(len(self.requests), body)
         self.requests.append(request)
         self._count(+1)
@@ -295,6 +303,18 @@ class Emulator:
             for task in (work, hung_up):
                 task.cancel()
             await asyncio.gather(work, hung_up, return_exceptions=True)
+
+    def _with_probabilities(self, request: Request) -> dict[str, Any]:
+        """One more token and its alternatives: as the model has them, or what sampling leaves of them."""
+        body, top = request.body, list[dict[str, Any]]()
+        top += ({"id": token, "token": "", "bytes": [], "prob": prob} for token, prob in self._top(request))
+        if not body.get("post_sampling_probs"):
+            top = [{"logprob": math.log(told.pop("prob")), **told} for told in top]
+        elif not body["temperature"] or body["top_k"] == 1:
+            top = [{**top[0], "prob": 1.0}]
+        alternatives = "top_probs" if body.get("post_sampling_probs") else "top_logprobs"
+        told = {**top[0], alternatives: top[: body["n_probs"]]}
+        return {"content": "", "tokens": [top[0]["id"]], "stop": True, "completion_probabilities": [told]}
 
     def _count(self, change: int) -> None:
         self.in_flight += change

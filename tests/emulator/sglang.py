@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,7 @@ class SglangApp:
 
     ``window`` is the verify window, None without speculation. ``starting`` is how many readiness probes
     find the server not ready yet, ``lies`` are added to counters, ``info`` is put over the server info.
+    ``top`` are the (id, log-probability) pairs with which a request for log-probabilities is answered.
     """
 
     answer: Callable[[Request, int], Schedule]
@@ -117,6 +118,7 @@ class SglangApp:
     metrics: bool = True
     tensor_parallel: int = 1
     vocabulary: int = VOCABULARY
+    top: Callable[[Request], Sequence[tuple[int, float]]] = lambda request: ()
     stream_path: str = "/generate"
     pending: int = 0
     flushes: int = 0
@@ -140,6 +142,8 @@ class SglangApp:
         return Response.of({"detail": "Not Found"}, 404)
 
     def stream(self, request: Request) -> Stream | Response:
+        if request.body.get("return_logprob"):
+            return Response.of(self._with_logprobs(request))
         ids = tuple(request.body["input_ids"])
         schedule = self.answer(request, self._memory[ids])
         if schedule.fault == "http_400":
@@ -148,6 +152,19 @@ class SglangApp:
             self._crashed.set()
         self.pending += 1
         return Stream(self._pieces(schedule, len(ids)), lambda: self._account(schedule, ids))
+
+    def _with_logprobs(self, request: Request) -> dict[str, Any]:
+        """One more token and its alternatives; their texts are null unless asked for."""
+        top = [[logprob, token, None] for token, logprob in self.top(request)[: request.body["top_logprobs_num"]]]
+        meta = {
+            "finish_reason": {"type": "length", "length": 1},
+            "prompt_tokens": len(request.body["input_ids"]),
+            "input_token_logprobs": [],
+            "output_token_logprobs": top[:1],
+            "output_top_logprobs": [top],
+            "completion_tokens": 1,
+        }
+        return {"text": "", "output_ids": [top[0][1]], "meta_info": meta}
 
     async def _pieces(self, schedule: Schedule, prompt_tokens: int) -> AsyncIterator[bytes]:
         try:

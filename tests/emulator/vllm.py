@@ -53,7 +53,8 @@ class Vllm:
     ``answer`` gives the schedule of a request. ``draft_tokens`` 0 is a server without speculation.
     ``metrics`` is the server's ``--per-request-spec-decode-metrics``. ``lies`` are added to series by
     their name without ``vllm:``. ``not_ready`` health checks are answered 503. ``series_late``: the
-    speculation series appear with the first draft.
+    speculation series appear with the first draft. ``top`` are the (id, log-probability) pairs with which a request
+    for log-probabilities is answered.
     """
 
     stream_path = "/v1/completions"
@@ -76,6 +77,7 @@ class Vllm:
         not_ready: int = 0,
         lies: Mapping[str, int] | None = None,
         tell: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        top: Callable[[Request], Sequence[tuple[int, float]]] = lambda request: (),
     ) -> None:
         self.totals = [Totals() for _ in range(engines)]
         self.running = 0
@@ -83,7 +85,7 @@ class Vllm:
         self._answer, self._version, self._k, self._metrics = answer, version, draft_tokens, metrics
         self._served, self._owned_by, self._max_model_len = served, owned_by, max_model_len
         self._prefix_caching, self._step_counter, self._log_stats = prefix_caching, step_counter, log_stats
-        self._series_late, self._lies, self._tell = series_late, dict(lies or {}), tell
+        self._series_late, self._lies, self._tell, self._top = series_late, dict(lies or {}), tell, top
 
     # Plain requests
 
@@ -149,11 +151,22 @@ class Vllm:
         # A prompt that leaves less room than max_tokens is taken, and ends early for length.
         if len(body["prompt"]) >= self._max_model_len:
             return _error(400, f"This model's maximum context length is {self._max_model_len} tokens.")
+        if "logprobs" in body:
+            return Response.of(self._with_logprobs(request))
         schedule = self._answer(request)
         if schedule.fault == "http_400":
             return _error(400, "the request is bad")
         self.running += 1
         return Stream(self._pieces(request, schedule), finished=lambda: self._account(request, schedule))
+
+    def _with_logprobs(self, request: Request) -> dict[str, Any]:
+        """One more token and its alternatives, by text unless ids are asked for."""
+        named = "token_id:{}" if request.body.get("return_tokens_as_token_ids") else "{:c}"
+        top = {named.format(token): logprob for token, logprob in self._top(request)[: request.body["logprobs"]]}
+        first = next(iter(top))
+        logprobs = {"text_offset": [0], "token_logprobs": [top[first]], "tokens": [first], "top_logprobs": [top]}
+        choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": "length", "stop_reason": None}
+        return {"id": "cmpl-1", "object": "text_completion", "model": self._served, "choices": [choice]}
 
     def _account(self, request: Request, schedule: Schedule) -> None:
         totals = self.totals[request.number % len(self.totals)]

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings",),
     ("arms", "window_store", "versus"),
     ("planning", "running", "judging"),
+    ("derived",),
     ("starting",),
     ("bench",),
     ("takeover",),

@@ -28,6 +28,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "allow-partial": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "completions": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "prompt-order": [("round-robin", "round-robin"), ("stratified", "stratified")],
+    "lossless": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "speedup": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "inconclusive": [("fail", "fail"), ("warn", "warn"), ("rerun", "rerun")],
     "base-url": [

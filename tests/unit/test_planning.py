@@ -69,6 +69,7 @@ def settings_of(place: Path, **fields: Any) -> Settings:
         starts=1,
         repeats=1,
         speedup=False,
+        lossless=False,
         turn_timeout_s=1.0,
         start_timeout_s=1.0,
         artifact=place / "speedbench.json",
