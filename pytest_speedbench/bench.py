@@ -18,12 +18,24 @@ from pytest_speedbench.data import control
 from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.data.schema import Row
 from pytest_speedbench.derived import judge_crossover, judge_losslessness
+from pytest_speedbench.early import Looks, joined, reference_lengths
 from pytest_speedbench.engines.base import Capacity, Profile, model_name
 from pytest_speedbench.engines.gpus import Gpu, Nvml
 from pytest_speedbench.engines.leases import leases_folder, reap
 from pytest_speedbench.errors import ConfigError, EngineDied, EngineError
-from pytest_speedbench.gates.verdict import Verdict
-from pytest_speedbench.judging import Assessed, Labels, Rules, assess, assess_overall, invalid, is_sound, judge_runs
+from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.judging import (
+    Assessed,
+    Labels,
+    Rules,
+    assess,
+    assess_overall,
+    invalid,
+    is_sound,
+    judge_runs,
+    limits_of,
+    stopped,
+)
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure import losslessness
 from pytest_speedbench.measure.checks import Reason
@@ -81,6 +93,9 @@ class Measured:
     seconds: float = 0.0
     sources: dict[str, None] = field(default_factory=dict)
     """Where step counts came from, in order."""
+    looks: Looks | None = None
+    stopped: GateResult | None = None
+    """The verdict of a look before the end."""
 
 
 @dataclass(slots=True)
@@ -262,14 +277,16 @@ class Bench:
                 cell, self._over_concurrencies(planned), self._rules(planned, slot, judged=judged), labels
             )
         settings = self.plan.settings
+        rules = self._rules(planned, slot, judged=judged and not cell.is_control)
         if not self.suite:
             # Two tests that measure the same cell are two measurements, not runs of one.
             self._measured.pop((profile.label, cell), None)
+        elif not cell.is_overall:
+            self._measured.setdefault((profile.label, cell), Measured()).looks = self._looks(planned, rules)
         self._measure_repeats(slot, cell, range(settings.repeats), planned.item_id, progress)
         labels = self._of_prompts(labels, cell, self._all_conversations(slot.running.prepared, cell))
         for companion in settings.companions(profile):
             self.beside.append(self._of_companion(companion, planned, labels))
-        rules = self._rules(planned, slot, judged=judged and not cell.is_control)
         result = self._judge(planned, rules, labels)
         if result.verdict is Verdict.INCONCLUSIVE and not result.is_waived and settings.inconclusive == "rerun":
             again = range(settings.repeats, 2 * settings.repeats)
@@ -281,7 +298,23 @@ class Bench:
         measured = self._measured[planned.profile.label, planned.cell]
         self._add_speedups(planned, measured)
         labels = replace(labels, steps_source=", ".join(measured.sources), duration_s=measured.seconds)
+        if measured.stopped is not None:
+            return stopped(planned.cell, measured.runs, measured.stopped, rules, labels, self.plan.number(planned.cell))
+        if measured.looks is not None:
+            rules = replace(rules, sizes=measured.looks.sizes)
         return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(planned))
+
+    def _looks(self, planned: PlannedCell, rules: Rules) -> Looks | None:
+        """When to look at a cell that is measured once and by itself."""
+        settings, cell = self.plan.settings, planned.cell
+        once = settings.starts == settings.repeats == 1 and settings.inconclusive != "rerun"
+        limits = limits_of(cell, rules)
+        if not once or settings.companions(planned.profile) or not limits:
+            return None
+        strata: dict[str, list[str]] = {}
+        for entry in self.plan.entries(cell):
+            strata.setdefault(entry.sub_category, []).append(entry.question_id)
+        return Looks.plan(cell, strata, limits, reference_lengths(cell, limits), settings.seed)
 
     def _add_speedups(self, planned: PlannedCell, measured: Measured) -> None:
         """Give each run its speed-up over the same run without speculation, where there is one."""
@@ -335,7 +368,7 @@ class Bench:
         measured = self._measured.setdefault((slot.profile.label, cell), Measured())
         for repeat in repeats:
             began = time.monotonic()
-            run = self._measure_run(slot, cell, repeat, name, progress)
+            run = self._measure_run(slot, cell, repeat, name, progress, measured)
             measured.seconds += time.monotonic() - began
             if isinstance(run, Reason):
                 measured.runs.append(Assessed(None, (run,)))
@@ -345,9 +378,9 @@ class Bench:
             measured.runs.append(assess(run, slot.profile.speculation, (name,)))
 
     def _measure_run(
-        self, slot: EngineSlot, cell: Cell, repeat: int, name: str, progress: CellProgress
+        self, slot: EngineSlot, cell: Cell, repeat: int, name: str, progress: CellProgress, measured: Measured
     ) -> Window | Reason:
-        """Measure a cell once; the window, or why there is none."""
+        """Measure a cell once, or until a look has decided; the window, or why there is none."""
         running, profile = slot.running, slot.profile
         assert running is not None
         reason = self._remembered(running.prepared, cell, slot.seen)
@@ -355,21 +388,28 @@ class Bench:
             return reason
         conversations = self._conversations(running.prepared, cell)
         slot.seen |= {conversation.question_id for conversation in conversations}
-        try:
-            window = running.measure(
-                cell,
-                conversations,
-                self.plan.settings.sampling,
-                lambda done, total: progress(name, done, total),
-                repeats=self.plan.repeats(cell),
-            )
-        except EngineError as error:
-            return self._lost(slot, running, error)
-        window = replace(window, start=slot.start, repeat=repeat)
+        windows: list[Window] = []
+        for block in [conversations] if measured.looks is None else measured.looks.split(conversations):
+            try:
+                window = running.measure(
+                    cell,
+                    block,
+                    self.plan.settings.sampling,
+                    lambda done, total: progress(name, done, total),
+                    repeats=self.plan.repeats(cell),
+                )
+            except EngineError as error:
+                return self._lost(slot, running, error)
+            windows.append(replace(window, start=slot.start, repeat=repeat))
+            if measured.looks is not None and is_sound(window, profile.speculation):
+                measured.stopped = measured.looks.look([turn for each in windows for turn in each.turns])
+            if measured.stopped is not None:
+                break
+        window = windows[0] if len(windows) == 1 else joined(windows)
         self._open_log().append(profile.label, window)
         self.notes += [f"{profile.label}: {note}" for note in running.take_notes()]
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
-        if self._sound is not None and is_sound(window, profile.speculation):
+        if self._sound is not None and measured.stopped is None and is_sound(window, profile.speculation):
             self._sound.put(profile.label, window)
         return window
 

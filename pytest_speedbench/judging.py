@@ -12,6 +12,7 @@ from pytest_speedbench.engines.base import Speculation
 from pytest_speedbench.gates.limits import Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts
 from pytest_speedbench.gates.selection import AssignedLimit, assigned
+from pytest_speedbench.gates.sequential import last_rate
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
 from pytest_speedbench.gates.waivers import apply, waiver_of
 from pytest_speedbench.measure.acceptance import Acceptance
@@ -23,6 +24,7 @@ from pytest_speedbench.measure.summary import summarise, summarise_overall
 from pytest_speedbench.results import CellResult, CellRun
 from pytest_speedbench.versus import Baseline, paired_gates
 
+_LOOKED_AT = ("acceptance_length",)
 _PER_REQUEST = ("acceptance_length", "decode_acceptance_length_uncut")
 
 
@@ -33,7 +35,8 @@ class Rules:
     ``files`` fit the static facts, ``others`` says why other files do not. ``gate_required``: a cell
     without a gate is INVALID. ``points`` and
     ``default_concurrency`` fix each file's family, whatever is selected. ``look`` is the how-manieth of ``looks``
-    at the same gates this is, each with more runs than the one before.
+    at the same gates this is, each with more runs than the one before. ``sizes`` are the numbers of prompts at
+    which the acceptance length was looked at, the last being all of them.
     """
 
     files: tuple[ThresholdsFile, ...]
@@ -46,6 +49,7 @@ class Rules:
     gate_required: bool = True
     look: int = 1
     looks: int = 1
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,16 @@ def _not_held(windows: Sequence[Window]) -> list[Reason]:
     ]
 
 
+def stopped(
+    cell: Cell, runs: Sequence[Assessed], gate: GateResult, rules: Rules, labels: Labels, planned: int
+) -> CellResult:
+    """The result of a cell that a look at its first prompts decided; ``planned`` is how many it has."""
+    result = judge_runs(cell, runs, replace(rules, measure_only=True), labels)
+    if result.reasons:
+        return result
+    return replace(result, verdict=gate.verdict, gates=(gate,), conversations_planned=planned)
+
+
 def limits_of(cell: Cell, rules: Rules) -> tuple[AssignedLimit, ...]:
     """The limits of files that apply to ``cell`` as it was run, with the error rates that each may spend."""
     if rules.measure_only:
@@ -215,7 +229,7 @@ def _gates(
             limit.metric,
             metrics[limit.measured_as].value if limit.measured_as in metrics else None,
             limit,
-            alpha=each.alpha,
+            alpha=last_rate(each.alpha, rules.sizes) if rules.sizes and limit.measured_as in _LOOKED_AT else each.alpha,
             beta=each.beta,
             starts=len(repeats),
             # Of unequal numbers the least: the noise is then not taken for smaller than it is.

@@ -18,13 +18,14 @@ Repeats within a start only make its own value better known.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from pytest_speedbench.gates.spending import POCOCK, levels
+from pytest_speedbench.gates.spending import POCOCK, increments
 from pytest_speedbench.gates.verdict import GateResult, Noise, Scale, Verdict, decide, with_effects
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.measure.runs import mean_over_starts
@@ -38,8 +39,8 @@ class Arm:
     """What was measured of one metric with one of the two engines.
 
     ``runs`` are whole-cell values as (start, repeat, value), starts counted from 0 in each arm.
-    ``prompts`` is the value of each conversation, its mean over ``runs``, by id; it is needed for
-    acceptance metrics only. ``weights`` are for estimators that are not the mean over conversations
+    ``prompts`` is the value of each conversation, its mean over ``runs``, by id and in send order; it is
+    needed for acceptance metrics only. ``weights`` are for estimators that are not the mean over conversations
     but Σ weight · value / Σ weight, such as the pooled acceptance length with decode steps as weights.
     """
 
@@ -135,13 +136,25 @@ def prompt_sigma(new: Arm, old: Arm) -> float:
     Each prompt contributes w (v − R) / w̄ to its arm's value R = Σ w v / Σ w, to first order (Cochran,
     "Sampling techniques", 1977, section 6.4); for the mean over conversations that is v − R. Prompts
     that the new engine treats unlike the others count as noise too, which only widens the band.
+
+    ``new.prompts`` is in send order: prompts that were in flight together share a batch, and where
+    neighbours are alike their number says less. With their correlation ρ, if positive, the error grows
+    by √((1 + ρ) / (1 − ρ)) (Bartlett, "On the theoretical specification and sampling properties of
+    autocorrelated time-series", JRSS Supplement 1946).
     """
     first, second = _influence(new), _influence(old)
     differences = [first[name] - second[name] for name in first]
-    n = len(differences)
-    mean = fmean(differences)
-    return math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    n, mean = len(differences), fmean(differences)
+    off = [difference - mean for difference in differences]
+    squares = math.fsum(each**2 for each in off)
+    if not squares:
+        return 0.0
+    alike = math.fsum(one * following for one, following in itertools.pairwise(off)) / squares
+    rho = min(max(alike, 0.0), _MOST_ALIKE)
+    return math.sqrt(squares / (n - 1) / n * (1 + rho) / (1 - rho))
 
+
+_MOST_ALIKE = 0.9
 
 _MORE_STARTS = (
     "one pair of engine starts cannot show how starts differ: measure at least 2 of each engine "
@@ -193,7 +206,7 @@ def _spent(rate: float, starts: int, looks: Sequence[int]) -> float:
         return rate
     planned = max(*looks, starts)
     taken = sorted({n for n in looks if n < starts} | {starts})
-    return levels(rate, tuple(n / planned for n in taken), POCOCK)[-1]
+    return increments(rate, tuple(n / planned for n in taken), POCOCK)[-1]
 
 
 def _between_pairs(new: Arm, old: Arm, assumed_noise: float | None) -> tuple[float, float, str]:
@@ -213,16 +226,16 @@ def _between_runs(new: Arm, old: Arm) -> tuple[tuple[float, float] | None, str]:
 
     Of starts where an arm has several, else of repeats; both arms are taken to vary alike.
     """
-    levels_of_arms = [list(_start_means(arm, log=False).values()) for arm in (new, old)]
+    values_of_arms = [list(_start_means(arm, log=False).values()) for arm in (new, old)]
     note = ""
-    if max(len(values) for values in levels_of_arms) < LEAST_PAIRS:
-        levels_of_arms = [[value for _, _, value in arm.runs] for arm in (new, old)]
+    if max(len(values) for values in values_of_arms) < LEAST_PAIRS:
+        values_of_arms = [[value for _, _, value in arm.runs] for arm in (new, old)]
         note = "one engine start each: what shifts a whole start is assumed to be less than the prompts show"
-    df = sum(len(values) - 1 for values in levels_of_arms)
+    df = sum(len(values) - 1 for values in values_of_arms)
     if df == 0:
         return None, note
-    squares = math.fsum((v - fmean(values)) ** 2 for values in levels_of_arms for v in values)
-    return (math.sqrt(squares / df * sum(1 / len(values) for values in levels_of_arms)), df), note
+    squares = math.fsum((v - fmean(values)) ** 2 for values in values_of_arms for v in values)
+    return (math.sqrt(squares / df * sum(1 / len(values) for values in values_of_arms)), df), note
 
 
 def _start_means(arm: Arm, *, log: bool) -> dict[int, float]:

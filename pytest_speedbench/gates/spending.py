@@ -8,7 +8,8 @@ methods", 2000, chapter 19).
 
 All is one-sided and exact for a normal statistic with known σ. Where σ is estimated, the nominal
 level of a look goes with a quantile of Student's t ("significance level approach", Jennison and
-Turnbull, section 11.5); docs/verdicts.md shows by simulation that this keeps the rates.
+Turnbull, chapter 11). That keeps the rates where all looks share one estimate, or have many degrees of
+freedom; elsewhere ``increments`` does. docs/verdicts.md shows both by simulation.
 """
 
 from __future__ import annotations
@@ -53,43 +54,38 @@ def cumulative(rate: float, fraction: float, shape: str = OBRIEN_FLEMING) -> flo
     raise ValueError(f"unknown spending shape {shape!r}")
 
 
-def boundaries(
-    rate: float,
-    information: Sequence[float],
-    shape: str = OBRIEN_FLEMING,
-    *,
-    spend: Sequence[float] | None = None,
-) -> tuple[float, ...]:
+def boundaries(rate: float, information: Sequence[float], shape: str = OBRIEN_FLEMING) -> tuple[float, ...]:
     """The standard-normal value to exceed at each look, so that exceeding any has the probability ``rate``.
 
     ``information`` is that of each look as a fraction of the planned final one, rising, so that the
-    correlation of looks i < k is √(t_i / t_k). The rate is spent by those fractions, or by those in
-    ``spend`` where something else, such as the share of prompts, should set the pace. A look with
-    nothing left to spend, or with no more information than the one before, has an infinite boundary.
+    correlation of looks i < k is √(t_i / t_k). A look with no more information than the one before
+    has an infinite boundary. Where the last fraction is below 1, not all of ``rate`` is spent.
 
     Raises ValueError for fractions that do not rise or leave (0, 1], and for rates out of range.
     """
-    pace = tuple(information if spend is None else spend)
-    if len(pace) != len(information) or not information:
-        raise ValueError(f"{len(pace)} fractions to spend by for {len(information)} looks")
-    for fractions in (tuple(information), pace):
-        if any(b < a for a, b in itertools.pairwise(fractions)):
-            raise ValueError(f"fractions must rise from look to look, not {fractions}")
-        if not (fractions[0] > 0 and fractions[-1] <= 1 + 1e-12):
-            raise ValueError(f"fractions must be above 0 and at most 1, not {fractions}")
-    spent = tuple(cumulative(rate, min(1.0, fraction), shape) for fraction in pace)
-    return _solve(tuple(information), spent)
+    fractions = tuple(information)
+    if not fractions:
+        raise ValueError("no look to find a boundary for")
+    if any(b < a for a, b in itertools.pairwise(fractions)):
+        raise ValueError(f"fractions must rise from look to look, not {fractions}")
+    if not (fractions[0] > 0 and fractions[-1] <= 1):
+        raise ValueError(f"fractions must be above 0 and at most 1, not {fractions}")
+    return _solve(fractions, tuple(cumulative(rate, fraction, shape) for fraction in fractions))
 
 
-def levels(
-    rate: float,
-    information: Sequence[float],
-    shape: str = OBRIEN_FLEMING,
-    *,
-    spend: Sequence[float] | None = None,
-) -> tuple[float, ...]:
+def levels(rate: float, information: Sequence[float], shape: str = OBRIEN_FLEMING) -> tuple[float, ...]:
     """The nominal one-sided level of each look: the normal tail beyond its boundary; see ``boundaries``."""
-    return tuple(_tail(z) for z in boundaries(rate, information, shape, spend=spend))
+    return tuple(_tail(z) for z in boundaries(rate, information, shape))
+
+
+def increments(rate: float, information: Sequence[float], shape: str = OBRIEN_FLEMING) -> tuple[float, ...]:
+    """What each look spends, as a nominal level of its own: valid however looks are correlated (Bonferroni).
+
+    For statistics that bring their own estimate of σ with few degrees of freedom. Those are less alike
+    than normal ones; with ``levels`` looks at 3, 5 and 8 pairs would use 110 % of a rate of 5 %.
+    """
+    spent = [0.0, *(cumulative(rate, fraction, shape) for fraction in information)]
+    return tuple(b - a for a, b in itertools.pairwise(spent))
 
 
 def _tail(z: float) -> float:

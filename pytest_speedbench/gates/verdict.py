@@ -191,8 +191,8 @@ def spent_rate(rate: float, look: int, looks: int) -> float:
     The information is taken as look / looks. Where looks share noise, such as that of the reference
     or of an engine start that is only repeated, they are more alike than that: the true rate is then
     smaller, never larger. The spending is Pocock's, since the first look should decide: a gate that
-    can just reach its margin passes an unchanged system at once in 97 % of cases, against 87 % with
-    that of O'Brien and Fleming.
+    can just reach its margin, calibrated with 6 starts, passes an unchanged system at once in 98 % of
+    cases, against 72 % with that of O'Brien and Fleming.
 
     Raises ValueError unless 1 <= look <= looks.
     """

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("results",),
     ("report",),
     ("settings",),
-    ("arms", "window_store", "versus"),
+    ("arms", "window_store", "versus", "early"),
     ("planning", "running", "judging"),
     ("derived",),
     ("starting",),

@@ -1,0 +1,83 @@
+"""A cell that has failed for sure is not measured to the end; one that has not, is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.emulator.schedule import Schedule
+from tests.emulator.server import Server
+from tests.emulator.vllm import Vllm
+from tests.plugin import project as files
+
+DRAFT, TOKENS, PROMPTS = 3, 128, 60
+RATE = 0.7
+# Every draft is accepted with probability 0.7 if those before it were: 1 + 0.7 + 0.49 + 0.343 tokens per decode step,
+# and the prefill counts as a step of one token in every answer.
+DECODE = 1 + RATE + RATE**2 + RATE**3
+REFERENCE = round(TOKENS / ((TOKENS - 1) / DECODE + 1), 3)
+Serve = Callable[[float], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with ExitStack() as stack:
+
+        def start(rate: float) -> str:
+            app = Vllm(
+                lambda r: Schedule.drawn(TOKENS, draft=DRAFT, rate=rate, seed=r.number),
+                draft_tokens=DRAFT,
+                metrics="detailed",
+                served="someone/model",
+            )
+            return stack.enter_context(Server(app)).base_url
+
+        yield start
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, tokenizer: Path) -> Path:
+    """A project with a calibrated floor for one category of 60 prompts."""
+    (tmp_path / "tokenizer").symlink_to(tokenizer)
+    files.write_prompts(tmp_path / "prompts", {"coding": [[f"Question {n}"] for n in range(PROMPTS)]})
+    evidence = "{starts: 6, repeats: 1, sd_start: 0.005, date: 2026-11-20}"
+    (tmp_path / "limits.yaml").write_text(
+        "schema: 1\nestimator: request_mean\ngates:\n"
+        "  - cell: {category: coding, concurrency: 4}\n"
+        f"    acceptance_length: {{min: {REFERENCE * 0.96:.5f}, reference: {REFERENCE}, margin: 4%, evidence: {evidence}}}\n"
+    )
+    profile = {
+        "dataset": "prompts",
+        "thresholds": "limits.yaml",
+        "osl": TOKENS,
+        "ignore_eos": True,
+        "concurrency": 4,
+        "model": "tokenizer",
+        "speculation": {"method": "draft", "draft_tokens": DRAFT, "draft_model": "someone/drafter"},
+        "max_model_len": 2048,
+        "engines": {"vllm": {"served_model": "someone/model"}},
+    }
+    (tmp_path / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_clear_regression_stops_after_a_third_of_the_prompts(calibrated: Path, serve: Serve) -> None:
+    result = files.run_pytest(calibrated, "--speedbench-engine=vllm", f"--speedbench-base-url={serve(0.5)}")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, files.text(result)
+    (cell,) = files.artifact(calibrated)["cells"]
+    assert (cell["verdict"], cell["conversations"], cell["conversations_planned"]) == ("FAIL", 20, PROMPTS)
+    (gate,) = cell["gates"]
+    assert (gate["verdict"], gate["looks"]) == ("FAIL", 1)
+    assert "20 of 60 prompts" in files.text(result)
+
+
+def test_what_is_as_good_as_the_reference_is_measured_whole_and_passes(calibrated: Path, serve: Serve) -> None:
+    result = files.run_pytest(calibrated, "--speedbench-engine=vllm", f"--speedbench-base-url={serve(RATE)}")
+    assert result.ret == pytest.ExitCode.OK, files.text(result)
+    (cell,) = files.artifact(calibrated)["cells"]
+    assert (cell["verdict"], cell["conversations"]) == ("PASS", PROMPTS)
+    assert cell["runs"][0]["values"]["acceptance_length"] == pytest.approx(REFERENCE, rel=0.03)
