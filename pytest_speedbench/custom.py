@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pytest_speedbench.bench import Bench, CellProgress, EngineSlot
+from pytest_speedbench.bench import Bench
+from pytest_speedbench.campaign import CellProgress, EngineSlot
 from pytest_speedbench.cells import Axes, Cell, expand
 from pytest_speedbench.errors import ConfigError, InvalidRun
 from pytest_speedbench.gates.verdict import Verdict

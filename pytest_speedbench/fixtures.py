@@ -13,7 +13,8 @@ from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.session import BENCH, PROGRESS, bench_of
 
 if TYPE_CHECKING:
-    from pytest_speedbench.bench import Bench, EngineSlot
+    from pytest_speedbench.bench import Bench
+    from pytest_speedbench.campaign import EngineSlot
     from pytest_speedbench.custom import Speedbench
     from pytest_speedbench.engines.base import Profile
     from pytest_speedbench.planning import PlannedCell

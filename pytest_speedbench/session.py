@@ -12,7 +12,8 @@ from pytest_speedbench import takeover
 from pytest_speedbench.options import Option
 
 if TYPE_CHECKING:
-    from pytest_speedbench.bench import Bench, CellProgress
+    from pytest_speedbench.bench import Bench
+    from pytest_speedbench.campaign import CellProgress
     from pytest_speedbench.settings import Settings
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()

@@ -1,4 +1,4 @@
-"""vLLM: ``vllm serve``, from 0.24.0.
+"""vLLM: ``vllm serve``, from 0.22.1.
 
 Protocol facts that shape this module: prompts go in as token ids and no BOS is added; an event is one
 engine output, or several that were joined because the API process was busy; its text may be empty
@@ -37,7 +37,7 @@ from pytest_speedbench.errors import ConfigError, EngineError, RequestError
 from pytest_speedbench.measure.losslessness import TOP_TOKENS, TopTokens
 from pytest_speedbench.measure.samples import Counters, Told, Turn
 
-OLDEST = Version("0.24.0")
+OLDEST = Version("0.22.1")
 PER_REQUEST_METRICS = Version("0.32")
 """The first version with ``--per-request-spec-decode-metrics``."""
 SERVED_NAME = "speedbench"

@@ -192,16 +192,16 @@ def problems_of(engine: Vllm) -> list[str]:
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("version", ["0.24.0", "0.32.0+cpu", "0.33.1", "1.0.0", "0.25.0rc1"])
+@pytest.mark.parametrize("version", ["0.22.1", "0.24.0", "0.32.0+cpu", "0.33.1", "1.0.0", "0.25.0rc1"])
 def test_check_accepts_what_works(python: Python, version: str) -> None:
     engine_of(python=python(version), port=8080, args=["--dtype", "float32", "--model-impl", "vllm"]).check()
 
 
-@pytest.mark.parametrize("version", ["0.23.9", "0.9.2"])
+@pytest.mark.parametrize("version", ["0.22.0", "0.9.2"])
 def test_check_refuses_an_old_version(python: Python, version: str) -> None:
     program = python(version)
     assert problems_of(engine_of(python=program)) == [
-        f"vllm: {program} has version {version}; the oldest that is supported is 0.24.0"
+        f"vllm: {program} has version {version}; the oldest that is supported is 0.22.1"
     ]
 
 
@@ -422,7 +422,7 @@ def test_of_several_names_the_profiles_is_taken() -> None:
         (
             {"version": "0.19.1"},
             "none",
-            "vllm: the server that was started is version 0.19.1; the oldest that is supported is 0.24.0",
+            "vllm: the server that was started is version 0.19.1; the oldest that is supported is 0.22.1",
         ),
         ({"version": "main"}, "none", "the server that was started has a version that cannot be read: 'main'"),
         (
