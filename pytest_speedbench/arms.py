@@ -16,16 +16,16 @@ class Arm:
     start: int
 
 
-def order(profile: Profile, companions: Sequence[Profile], starts: int) -> tuple[Arm, ...]:
-    """Every start of ``profile`` and of what it is compared with, ``starts`` of each, in turn.
+def order(profile: Profile, companions: Sequence[Profile], starts: range) -> tuple[Arm, ...]:
+    """Every start of ``profile`` and of what it is compared with, in turn; ``starts`` are their numbers.
 
     Blocks are mirrored (new, old, old, new), so that a drift of the machine cancels out of the comparison; the last
     block ends with ``profile``, whose items are judged while it runs. With an odd number of starts the first
     block has no mirror image.
     """
     arms: list[Arm] = []
-    for start in range(starts):
+    for start in starts:
         block = (*companions, profile)
-        mirrored = (starts - 1 - start) % 2 == 1
+        mirrored = (starts.stop - 1 - start) % 2 == 1
         arms += [Arm(each, start) for each in (reversed(block) if mirrored else block)]
     return tuple(arms)

@@ -20,6 +20,7 @@ from pytest_speedbench.engines.leases import leases_folder, reap
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.inputs import Inputs
+from pytest_speedbench.measure import gpu_validity
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.planning import Plan, PlannedCell
 from pytest_speedbench.report import artifact, run_info
@@ -108,8 +109,8 @@ class Bench:
         done before, with the cells in ``ahead``.
         """
         settings = self.plan.settings
-        *before, last = order(profile, settings.companions(profile), settings.starts)
-        if before and not ahead:
+        companions = settings.companions(profile)
+        if (companions or settings.starts != (1,)) and not ahead:
             raise ConfigError(
                 "--speedbench-starts, --speedbench-baseline and --speedbench-speedup need to know the cells before the "
                 "first start; they work with the suite, not with a test that asks for cells by itself"
@@ -126,16 +127,39 @@ class Bench:
         )
         self._campaign = campaign
         try:
-            broken: Reason | None = None
-            for arm in before:
-                broken = broken or self._measure_ahead(campaign, arm, ahead, folder, progress)
-            if broken is not None:
-                yield EngineSlot(profile, last.start, broken=broken)
-                return
-            with self._started(last, folder, self.inputs.planned(profile) or self.inputs.everything(profile)) as slot:
+            with self._last_start(campaign, profile, ahead, folder, progress) as slot:
                 yield slot
         finally:
             windows.clear()
+
+    @contextlib.contextmanager
+    def _last_start(
+        self,
+        campaign: Campaign,
+        profile: Profile,
+        ahead: Sequence[PlannedCell],
+        folder: Path,
+        progress: CellProgress,
+    ) -> Iterator[EngineSlot]:
+        """The last start of ``profile``, after all others; that is the one after which no cell is open."""
+        settings = self.plan.settings
+        cells = self.inputs.planned(profile) or self.inputs.everything(profile)
+        done = 0
+        for target in settings.starts:
+            *before, last = order(profile, settings.companions(profile), range(done, target))
+            done = target
+            for arm in before:
+                broken = self._measure_ahead(campaign, arm, ahead, folder, progress)
+                if broken is not None:
+                    yield EngineSlot(profile, last.start, broken=broken)
+                    return
+            with self._started(last, folder, cells) as slot:
+                if target != settings.starts[-1] and slot.broken is None:
+                    campaign.measure_all(slot, [each.cell for each in ahead], progress)
+                    if slot.broken is None and campaign.is_open(slot, ahead):
+                        continue
+                yield slot
+                return
 
     @contextlib.contextmanager
     def _started(self, arm: Arm, folder: Path, cells: Sequence[Cell]) -> Iterator[EngineSlot]:
@@ -154,6 +178,7 @@ class Bench:
             except (ConfigError, EngineError) as error:
                 slot.broken = Reason("engine_start_failed", f"{profile.label}: {self.redactor.text(str(error))}")
             yield slot
+            self.notes += [f"{profile.label}: {note}" for note in gpu_validity.notes(slot.watched)]
 
     def _measure_ahead(
         self, campaign: Campaign, arm: Arm, planned: Sequence[PlannedCell], folder: Path, progress: CellProgress

@@ -30,6 +30,7 @@ from pytest_speedbench.judging import (
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure import losslessness
 from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.gpu_record import GpuWindow
 from pytest_speedbench.measure.losslessness import TopTokens, demand
 from pytest_speedbench.measure.runs import Run
 from pytest_speedbench.measure.samples import Turn, Window
@@ -58,6 +59,8 @@ class EngineSlot:
     told: bool = False
     seen: set[str] = field(default_factory=set)
     """Ids of the prompts that it has answered."""
+    watched: list[GpuWindow] = field(default_factory=list)
+    """What was seen of its GPUs."""
 
     def why_broken(self) -> Reason:
         """The reason in full the first time, one line after that."""
@@ -77,6 +80,8 @@ class Measured:
     seconds: float = 0.0
     sources: dict[str, None] = field(default_factory=dict)
     """Where step counts came from, in order."""
+    starts: set[int] = field(default_factory=set)
+    """Engine starts whose planned repeats are done."""
     looks: Looks | None = None
     stopped: GateResult | None = None
     """The verdict of a look before the end."""
@@ -101,14 +106,24 @@ class Campaign:
 
     def measure_all(self, slot: EngineSlot, cells: Sequence[Cell], progress: CellProgress) -> None:
         """All cells on an engine start that no item waits for, until it breaks."""
-        repeats, label = range(self.inputs.plan.settings.repeats), slot.profile.label
-        for cell in cells:
-            if slot.broken is None and not cell.is_derived:
-                name = f"{label}-{cell.id(with_concurrency=True)}, start {slot.start + 1}"
-                self._measure_runs(slot, cell, repeats, name, progress)
-        for cell in cells:
-            if slot.broken is None and cell.is_overall:
-                self._assess_overall(slot, cell, repeats, f"{label}-{cell.id(with_concurrency=True)}")
+        repeats = range(self.inputs.plan.settings.repeats)
+        for cell in sorted(cells, key=lambda cell: cell.is_derived):
+            if slot.broken is None and (cell.is_overall or not cell.is_derived):
+                name = f"{slot.profile.label}-{cell.id(with_concurrency=True)}, start {slot.start + 1}"
+                self._measure_repeats(slot, cell, repeats, name, progress)
+
+    def is_open(self, slot: EngineSlot, planned: Sequence[PlannedCell]) -> bool:
+        """Whether more engine starts could decide what is measured so far: a cell is inconclusive."""
+        assert slot.running is not None
+        for each in planned:
+            if not each.cell.is_derived or each.cell.is_overall:
+                labels = Labels(each.profile.label, each.item_id, "", "", 0.0)
+                conversations = self.inputs.all_conversations(slot.running.prepared, each.cell)
+                labels = self._of_prompts(labels, each.cell, conversations)
+                result = self._judge(slot, each, self._rules(each, slot, judged=True), labels)
+                if result.verdict is Verdict.INCONCLUSIVE and not result.is_waived:
+                    return True
+        return False
 
     def result(self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool) -> CellResult:
         """Measure what is left to measure of one cell, and judge it."""
@@ -133,14 +148,14 @@ class Campaign:
         labels = self._of_prompts(labels, cell, self.inputs.all_conversations(slot.running.prepared, cell))
         for companion in settings.companions(profile):
             self.beside.append(self._of_companion(companion, planned, labels))
-        result = self._judge(planned, rules, labels)
+        result = self._judge(slot, planned, rules, labels)
         if result.verdict is Verdict.INCONCLUSIVE and not result.is_waived and settings.inconclusive == "rerun":
             again = range(settings.repeats, 2 * settings.repeats)
             self._measure_repeats(slot, cell, again, planned.item_id, progress)
-            result = self._judge(planned, replace(rules, look=2), labels)
+            result = self._judge(slot, planned, replace(rules, look=2), labels)
         return result
 
-    def _judge(self, planned: PlannedCell, rules: Rules, labels: Labels) -> CellResult:
+    def _judge(self, slot: EngineSlot, planned: PlannedCell, rules: Rules, labels: Labels) -> CellResult:
         measured = self.measured[planned.profile.label, planned.cell]
         self._add_speedups(planned, measured)
         labels = replace(labels, steps_source=", ".join(measured.sources), duration_s=measured.seconds)
@@ -150,12 +165,12 @@ class Campaign:
             )
         if measured.looks is not None:
             rules = replace(rules, sizes=measured.looks.sizes)
-        return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(planned))
+        return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(slot, planned))
 
     def _looks(self, planned: PlannedCell, rules: Rules) -> Looks | None:
         """When to look at a cell that is measured once and by itself."""
         settings, cell = self.inputs.plan.settings, planned.cell
-        once = settings.starts == settings.repeats == 1 and settings.inconclusive != "rerun"
+        once = settings.starts == (1,) and settings.repeats == 1 and settings.inconclusive != "rerun"
         limits = limits_of(cell, rules)
         if not once or settings.companions(planned.profile) or not limits:
             return None
@@ -177,7 +192,7 @@ class Campaign:
                 run = replace(each.run, metrics={**each.run.metrics, **found})
                 measured.runs[place] = replace(each, run=run)
 
-    def _baseline(self, planned: PlannedCell) -> Baseline | None:
+    def _baseline(self, slot: EngineSlot, planned: PlannedCell) -> Baseline | None:
         """The cell as the engine before the upgrade did it, None without one."""
         settings, cell = self.inputs.plan.settings, planned.cell
         old = settings.baselines.get(planned.profile.label)
@@ -185,7 +200,7 @@ class Campaign:
             return None
         shares = [
             shared(*(self._windows(label, cell, start, repeat) for label in (old.label, planned.profile.label)))
-            for start in range(settings.starts)
+            for start in range(slot.start + 1)
             for repeat in range(settings.repeats)
         ]
         runs = self.measured[old.label, cell].runs
@@ -201,7 +216,14 @@ class Campaign:
         )
 
     def _measure_repeats(self, slot: EngineSlot, cell: Cell, repeats: range, name: str, progress: CellProgress) -> None:
-        """Some repeats of a cell within one engine start; those of the overall cell are its categories'."""
+        """Some repeats of a cell within one engine start; those of the overall cell are its categories'.
+
+        Nothing is done again for a start that was measured before its items came.
+        """
+        measured = self.measured.setdefault((slot.profile.label, cell), Measured())
+        if repeats.start == 0 and slot.start in measured.starts:
+            return
+        measured.starts.add(slot.start)
         if not cell.is_overall:
             self._measure_runs(slot, cell, repeats, name, progress)
             return
@@ -256,6 +278,7 @@ class Campaign:
             if measured.stopped is not None:
                 break
         window = windows[0] if len(windows) == 1 else joined(windows)
+        slot.watched += window.gpus
         self.log().append(profile.label, window)
         self.notes += [f"{profile.label}: {note}" for note in running.take_notes()]
         # Whether a cell has a gate of its own, or a fit one, does not matter to the overall cell.
@@ -363,6 +386,7 @@ class Campaign:
     def _rules(self, planned: PlannedCell, slot: EngineSlot, *, judged: bool) -> Rules:
         plan, profile = self.inputs.plan, planned.profile
         assert slot.running is not None
+        targets = plan.settings.starts
         return Rules(
             files=plan.matching[profile.label],
             others=plan.others[profile.label],
@@ -373,7 +397,9 @@ class Campaign:
             ),
             points=tuple(plan.dataset.all_points()),
             default_concurrency=plan.settings.default_concurrency,
-            looks=2 if plan.settings.inconclusive == "rerun" else 1,
+            look=1 + sum(target <= slot.start for target in targets),
+            looks=2 if plan.settings.inconclusive == "rerun" else len(targets),
+            starts=targets,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
             gate_required=plan.settings.needs_limits and not planned.supporting,

@@ -103,6 +103,7 @@ def joined(windows: Sequence[Window]) -> Window:
         turns=tuple(turn for window in windows for turn in window.turns),
         failures=tuple(failure for window in windows for failure in window.failures),
         counters=Counters.total(window.counters for window in windows),
+        gpus=tuple(gpu for window in windows for gpu in window.gpus),
         client=_worst([window.client for window in windows]),
         steps=StepTotal(sum(s.low for s in steps), sum(s.high for s in steps), steps[0].source)
         if len(steps) == len(windows)

@@ -15,8 +15,10 @@ from pytest_speedbench.gates.selection import AssignedLimit, assigned
 from pytest_speedbench.gates.sequential import last_rate
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
 from pytest_speedbench.gates.waivers import apply, waiver_of
+from pytest_speedbench.measure import gpu_validity
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
+from pytest_speedbench.measure.gpu_record import GpuWindow
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.runs import Run, mean_metrics, pooled_acceptance, prompt_lengths
 from pytest_speedbench.measure.samples import Window
@@ -35,7 +37,8 @@ class Rules:
     ``files`` fit the static facts, ``others`` says why other files do not. ``gate_required``: a cell
     without a gate is INVALID. ``points`` and
     ``default_concurrency`` fix each file's family, whatever is selected. ``look`` is the how-manieth of ``looks``
-    at the same gates this is, each with more runs than the one before. ``sizes`` are the numbers of prompts at
+    at the same gates this is, each with more runs than the one before; with several ``starts`` these are the numbers
+    of engine starts at which it is looked. ``sizes`` are the numbers of prompts at
     which the acceptance length was looked at, the last being all of them.
     """
 
@@ -49,6 +52,7 @@ class Rules:
     gate_required: bool = True
     look: int = 1
     looks: int = 1
+    starts: tuple[int, ...] = (1,)
     sizes: tuple[int, ...] = ()
 
 
@@ -78,6 +82,7 @@ class Assessed:
     measured: frozenset[str] = frozenset()
     planned: frozenset[str] = frozenset()
     turns: int = 0
+    gpus: tuple[GpuWindow, ...] = ()
 
 
 def assess(window: Window, speculation: Speculation, seed_parts: Sequence[str]) -> Assessed:
@@ -86,6 +91,7 @@ def assess(window: Window, speculation: Speculation, seed_parts: Sequence[str]) 
     concurrency = concurrency_problem(window)
     if concurrency is not None:
         reasons.append(concurrency)
+    reasons += gpu_validity.problems(window.gpus)
     reduced = summarise(window, seed_parts=seed_parts) if window.turns else None
     return _assessed([window], reduced, reasons)
 
@@ -113,10 +119,11 @@ def _assessed(
         if reduced is None
         else Run(windows[0].start, windows[0].repeat, *reduced, prompts=prompt_lengths(turns)),
         reasons=tuple(reasons),
-        timing=tuple(_saturated(windows) + _not_held(windows)),
+        timing=tuple(_saturated(windows) + _not_held(windows) + _throttled(windows)),
         measured=frozenset(turn.question_id for turn in turns),
         planned=frozenset(question_id for window in windows for question_id, _ in window.planned),
         turns=len(turns),
+        gpus=windows[0].gpus if len(windows) == 1 else (),
     )
 
 
@@ -154,7 +161,8 @@ def judge_runs(
 
 def is_sound(window: Window, speculation: Speculation) -> bool:
     """Whether the window's counts can be trusted, whatever its gates say."""
-    return not problems(window, speculation=speculation.active, draft_tokens=speculation.draft_tokens)
+    found = problems(window, speculation=speculation.active, draft_tokens=speculation.draft_tokens)
+    return not found and not gpu_validity.problems(window.gpus)
 
 
 def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
@@ -165,6 +173,12 @@ def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
 def _saturated(windows: Sequence[Window]) -> list[Reason]:
     """A client too slow to time anything."""
     problems = {window.cell.name: client_problem(window.client) for window in windows}
+    return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
+
+
+def _throttled(windows: Sequence[Window]) -> list[Reason]:
+    """A GPU that was slowed down while it was measured."""
+    problems = {window.cell.name: gpu_validity.timing_problem(window.gpus) for window in windows}
     return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
 
 
@@ -252,8 +266,15 @@ def _paired(
     wrong = baseline.reasons
     gates: tuple[GateResult, ...] = ()
     if not wrong:
-        speculates = rules.speculation.active
-        gates = paired_gates(cell, runs, baseline, speculates=speculates, look=rules.look, looks=rules.looks)
+        gates = paired_gates(
+            cell,
+            runs,
+            baseline,
+            speculates=rules.speculation.active,
+            look=rules.look,
+            looks=rules.looks,
+            starts=rules.starts,
+        )
         wrong = baseline.timing if any(METRICS[gate.metric].log_scale for gate in gates) else ()
     broken = [Reason("baseline_invalid", f"{baseline.source}: {r.code}: {r.message}") for r in wrong[:1]]
     return gates, broken or _invalid_gates(gates)
@@ -331,8 +352,13 @@ def _result(
         isl=labels.isl,
         masked=labels.masked,
         runs=tuple(
-            CellRun(run.start, run.repeat, {name: metric.value for name, metric in run.metrics.items()})
-            for run in (each.run for each in runs)
-            if run is not None
+            CellRun(
+                each.run.start,
+                each.run.repeat,
+                {name: metric.value for name, metric in each.run.metrics.items()},
+                each.gpus,
+            )
+            for each in runs
+            if each.run is not None
         ),
     )

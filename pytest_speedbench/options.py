@@ -207,7 +207,13 @@ OPTIONS: tuple[Option, ...] = (
         "fail",
         metavar="WHAT",
     ),
-    Option("starts", whole(1), "how often the engine is started anew and every cell measured", 1, metavar="N"),
+    Option(
+        "starts",
+        whole_numbers,
+        "how often the engine is started anew and every cell measured (default: 1); of a comma list such as 3,5,8 the "
+        "next number is only reached for where a cell is still inconclusive",
+        metavar="N[,N]",
+    ),
     Option("repeats", whole(1), "how often every cell is measured within one engine start", 1, metavar="N"),
     Option(
         "baseline",

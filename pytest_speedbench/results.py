@@ -10,6 +10,7 @@ from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.gpu_record import GpuWindow
 from pytest_speedbench.measure.metrics import Metric
 from pytest_speedbench.names import BASELINE, PLAIN
 
@@ -18,12 +19,13 @@ from pytest_speedbench.names import BASELINE, PLAIN
 class CellRun:
     """One measurement of all of a cell's prompts: repeat ``repeat`` of engine start ``start``, both from 0.
 
-    ``values`` holds the metrics of that run by name.
+    ``values`` holds the metrics of that run by name, ``gpus`` what was seen of the engine's GPUs meanwhile.
     """
 
     start: int
     repeat: int
     values: Mapping[str, float]
+    gpus: tuple[GpuWindow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from pytest_speedbench.engines.base import (
     TurnRequest,
     model_name,
 )
+from pytest_speedbench.engines.gpu_watch import watched
+from pytest_speedbench.engines.gpus import Gpu, Gpus
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
@@ -148,6 +150,9 @@ def prompts_sha256(conversations: Sequence[Conversation]) -> str:
 class Server(Protocol):
     """The process behind an engine, or a server that someone else runs."""
 
+    def owns(self, pid: int) -> bool:
+        """Whether a process belongs to the engine."""
+
     def require_alive(self) -> None:
         """Raise EngineDied if it is known to have ended."""
 
@@ -164,6 +169,8 @@ class RunningEngine:
     description: Description
     start_s: float | None
     settings: Settings
+    border: Gpus | None = None
+    gpus: tuple[Gpu, ...] = ()
     _notes: list[str] = field(default_factory=list)
     _warmed: set[tuple[int, int]] = field(default_factory=set)
     _reading: threading.Lock = field(default_factory=threading.Lock)
@@ -197,7 +204,9 @@ class RunningEngine:
         self._warm(cell, conversations, streams=min(cell.concurrency, len(conversations) * repeats))
         self._flush()
         before = self._settled_counters()
-        with self._counters_read():
+        # New sensors for every window, since they tell what is new in it.
+        sensors = () if self.border is None else self.border.sensors(self.gpus)
+        with self._counters_read(), watched(sensors, self.server.owns) as watch:
             sent = self._send(tuple(conversations), cell.concurrency, sampling, progress, repeats=repeats)
         if sent.failures:
             # A process that was killed needs a moment until its end can be seen.
@@ -214,6 +223,7 @@ class RunningEngine:
             client=sent.client,
             steady_ns=sent.steady_ns,
             steps=steps,
+            gpus=watch.windows(),
         )
 
     def _warm(self, cell: Cell, conversations: Sequence[Conversation], *, streams: int) -> None:

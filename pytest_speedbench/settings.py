@@ -61,7 +61,7 @@ class Settings:
     thresholds_origin: str
     measure_only: bool
     inconclusive: str
-    starts: int
+    starts: tuple[int, ...]
     repeats: int
     speedup: bool
     lossless: bool
@@ -128,6 +128,11 @@ def build(
         )
 
     settings = build_with({})
+    if len(settings.starts) > 1 and settings.inconclusive == "rerun":
+        raise ConfigError(
+            f"--speedbench-starts={_shown(settings.starts)} adds engine starts to inconclusive cells already, so "
+            "--speedbench-inconclusive=rerun has nothing to add; give one of them"
+        )
     baseline = option("baseline")
     if baseline.value is not None:
         base = rootdir if baseline.origin.startswith("ini") else invocation_dir
@@ -272,7 +277,7 @@ def _build(
         # Random prompts are a control: there is nothing to judge them by.
         measure_only=value("measure_only") or dataset is None,
         inconclusive=value("inconclusive"),
-        starts=value("starts"),
+        starts=value("starts") or (1,),
         repeats=value("repeats"),
         speedup=value("speedup"),
         lossless=value("lossless"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -133,6 +134,10 @@ class Attached:
     def require_alive(self) -> None:
         """Nothing to look at; a server that is gone shows in its answers."""
 
+    def owns(self, pid: int) -> bool:
+        """Not known."""
+        return False
+
 
 @contextlib.contextmanager
 def started(
@@ -175,7 +180,8 @@ def started(
             )
         used += devices.in_use()
         devices.require_alone(used)
-        yield _running(prepared, capacity, settings, process, base_url, start_s), tuple(used)
+        running = _running(prepared, capacity, settings, process, base_url, start_s)
+        yield dataclasses.replace(running, border=border, gpus=tuple(used)), tuple(used)
 
 
 def attached(prepared: Prepared, capacity: Capacity, settings: Settings, base_url: str) -> RunningEngine:

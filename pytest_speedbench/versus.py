@@ -82,13 +82,22 @@ def speedups_of(plain: Sequence[Window], fast: Sequence[Window], *, seed_parts: 
 
 
 def paired_gates(
-    cell: Cell, runs: Sequence[Run], baseline: Baseline, *, speculates: bool, look: int = 1, looks: int = 1
+    cell: Cell,
+    runs: Sequence[Run],
+    baseline: Baseline,
+    *,
+    speculates: bool,
+    look: int = 1,
+    looks: int = 1,
+    starts: tuple[int, ...] = (1,),
 ) -> tuple[GateResult, ...]:
     """One gate per metric that an upgrade must not worsen: acceptance length, and in throughput cells rates too.
 
     The family's α is allocated as within a thresholds file, over all cells that the baseline gates, and spent over
-    ``looks`` looks at growing evidence, of which this is the ``look``-th.
+    ``looks`` looks at growing evidence, of which this is the ``look``-th; these are at so many engine ``starts`` if
+    there are several.
     """
+    several = len(starts) > 1
     metrics = [_ACCEPTANCE] if speculates else []
     if cell.split == "throughput":
         steady = all(_STEADY in run.metrics for run in (*runs, *baseline.runs))
@@ -99,8 +108,9 @@ def paired_gates(
             name,
             *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _rate_arms(name, runs, baseline.runs)),
             margin=_margin(METRICS[name], cell),
-            alpha=spent_rate(alpha, look, looks),
-            beta=spent_rate(beta, look, looks),
+            alpha=alpha if several else spent_rate(alpha, look, looks),
+            beta=beta if several else spent_rate(beta, look, looks),
+            looks=starts if several else (),
             source=baseline.source,
             assumed_noise=METRICS[name].assumed_noise if len({run.start for run in runs}) == 1 else None,
         )

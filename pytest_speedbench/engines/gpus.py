@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pytest_speedbench.engines.gpu_sensor import NvmlSensor
 from pytest_speedbench.engines.leases import state_folder
 from pytest_speedbench.errors import ConfigError, EngineError
 
@@ -52,6 +53,9 @@ class Gpus(Protocol):
     def processes(self, uuid: str) -> tuple[int, ...]:
         """Ids of the processes that compute on it, as far as this user and container may see them."""
 
+    def sensors(self, gpus: Iterable[Gpu]) -> tuple[NvmlSensor, ...]:
+        """What to watch each of ``gpus`` with, in their order; () without NVML."""
+
 
 def select(gpus: Sequence[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all for None.
@@ -81,8 +85,9 @@ class Nvml:
     EngineError, since nothing could then be said about memory.
     """
 
-    def __init__(self) -> None:
-        self._library: Any = None
+    def __init__(self, library: Any = None) -> None:
+        """``library``: what to ask instead of NVML, initialised already."""
+        self._library: Any = library
         self._missing = False
 
     def visible(self, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
@@ -97,6 +102,11 @@ class Nvml:
         """See ``Gpus``."""
         running = self._ask(uuid, lambda nvml, handle: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         return tuple(sorted(int(process.pid) for process in running))
+
+    def sensors(self, gpus: Iterable[Gpu]) -> tuple[NvmlSensor, ...]:
+        """See ``Gpus``."""
+        nvml = self._nvml()
+        return () if nvml is None else tuple(NvmlSensor(nvml, gpu.uuid, gpu.index) for gpu in gpus)
 
     def _nvml(self) -> Any:
         """The library, initialised once; None where there is no driver."""

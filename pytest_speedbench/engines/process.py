@@ -202,6 +202,10 @@ class ServerProcess:
                 return None if None in owners else True
         return False
 
+    def owns(self, pid: int) -> bool:
+        """Whether a process belongs to this engine."""
+        return any(process.pid == pid for process in self._kin().find())
+
     def log_tail(self) -> str:
         """The last lines of the log, indented, and where the rest is.
 

@@ -41,9 +41,6 @@ LEAST_PROMPTS = 16
 
 NUMBER_OF_BLOCKS = 6
 
-_FALLEN = 0.5
-"""A prompt counts as fallen that lost at least this share of the way down to one token per step."""
-
 
 def blocks(
     ids_by_stratum: Mapping[str, Sequence[str]], seed: int, number: int = NUMBER_OF_BLOCKS
@@ -153,9 +150,10 @@ def early_pair(
 
     ``new`` and ``old`` have the same drained prompts, as many as one of ``sizes`` but not the last,
     which ``judge_pair`` decides with ``last_rate`` of both rates. What is to come is not known of
-    either arm, so no finite-population correction narrows the band. PASS also needs that so few
-    prompts fell, of so many, that the fewest fallen ones that make up the margin (``concentrated``)
-    would have shown more with probability 1 − ``beta``, spent over the looks.
+    either arm, so no finite-population correction narrows the band. PASS also needs so many prompts
+    that, if the fewest that make up the margin (``concentrated``) had fallen, one of them would have
+    shown with probability 1 − ``beta``, spent over the looks; how much one that shows weighs is the
+    band's business.
 
     Raises ValueError for a number of prompts at which no look was planned, or different prompts.
     """
@@ -172,9 +170,9 @@ def early_pair(
         beta=_levels(beta, sizes)[look],
     )
     result = conclude(unjudged(metric, first, second, margin, source), Scale(False, False), [band])
-    if result.verdict is Verdict.PASS and not _would_have_shown(
-        new, old, sizes, margin, _levels(beta, sizes, POCOCK)[look]
-    ):
+    fewest = concentrated(sizes[-1], fmean(old.values()), margin)
+    enough = prompts_to_see(sizes[-1], fewest, _levels(beta, sizes, POCOCK)[look])
+    if result.verdict is Verdict.PASS and len(new) < enough:
         return None
     if result.verdict is Verdict.INCONCLUSIVE:
         return None
@@ -207,14 +205,6 @@ def prompts_to_see(planned: int, fallen: int, beta: float, seen: int = 0) -> int
     if not 0 <= seen < fallen <= planned:
         raise ValueError(f"of {planned} prompts with {fallen} fallen ones never more than {seen} show")
     return next(n for n in range(1, planned + 1) if seen_at_most(seen, n, planned, fallen) <= beta)
-
-
-def _would_have_shown(
-    new: Mapping[str, float], old: Mapping[str, float], sizes: Sequence[int], margin: float, beta: float
-) -> bool:
-    planned, length = sizes[-1], fmean(old.values())
-    fallen = sum(was - new[name] > _FALLEN * (was - 1) for name, was in old.items() if was > 1)
-    return seen_at_most(fallen, len(new), planned, concentrated(planned, length, margin)) <= beta
 
 
 def _predict(

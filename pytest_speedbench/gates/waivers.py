@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_speedbench.cells import OVERALL, Cell
@@ -209,8 +209,3 @@ def _clear(gate: GateResult, waiver: Waiver) -> float:
     guard = -gate.guard if gate.ceiling else gate.guard
     # The guard is relative to the gate's limit; noise of a logarithm is relative to any value.
     return waiver.limit + guard * (waiver.limit if METRICS[gate.metric].log_scale else gate.limit)
-
-
-def waived(gates: Sequence[GateResult]) -> bool:
-    """Whether a cell misses nothing but what is waived: its item is an expected failure, never a pass."""
-    return any(gate.waived for gate in gates) and all(gate.waived or gate.verdict is Verdict.PASS for gate in gates)

@@ -37,7 +37,8 @@ def failure_text(
 
 def first_line(gate: GateResult, *, where: str, engine: str) -> str:
     """What was compared with what, and where to look, in one line; for every verdict."""
-    return " · ".join((f"{gate.verdict.value} {comparison(gate)}", where, engine, gate.source))
+    waiver = (gate.waiver,) if gate.waiver else ()
+    return " · ".join((f"{gate.verdict.value} {comparison(gate)}", *waiver, where, engine, gate.source))
 
 
 def conditional_line(measured: Sequence[float], reference: Sequence[float]) -> str:

@@ -1,11 +1,13 @@
 """Whether a window can carry a verdict at all: completeness, counters, invariants.
 
 ``problems`` looks at what every metric rests on. What only timing rests on is apart, so that a busy
-client does not void acceptance lengths: ``client_problem`` and ``concurrency_problem``.
+client does not void acceptance lengths: ``timing_problem`` and ``concurrency_problem``.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +21,22 @@ from pytest_speedbench.measure.samples import Client, Failure, Turn, Window, kno
 from pytest_speedbench.measure.steps import step_total
 
 MAX_CLIENT_LAG_S = 0.010
+MIN_KERNEL_STAMPED = 0.99
+MAX_MERGED_SHARE = 0.01
+"""Of events that were read together with the next one of their stream, and so have its time stamp.
+
+Stamps of the kernel do not depend on the lag, but gaps are formed over what is read together. On a machine that
+others used too, at lags of 32 to 670 ms, rates were right to 0.001 %. With 0.4 % of the events read together TTFT and
+steps were right to 0.06 ms, p99 included; with 1.6 % the step p99 was 4 to 14 ms too long, and with 3.7 %, first
+events among them, the TTFT p50 11 ms (docs/load.md). Some servers send the tokens of one step in
+several events, which always come together: there the lag alone decides.
+"""
 MAX_CLIENT_CPU_SHARE = 0.9
 MAX_SEND_DELAY_S = 0.25
 """At p99. Where 512 streams end on one step the last is replaced 0.15 s later, and engines have long been busy then."""
+MAX_ARRIVAL_DELAY_S = 0.025
+"""The same in an open loop, where streams do not end together: the longest step of an engine. What is sent later
+comes in another batch than it was to."""
 MAX_CLOCK_ERROR_S = 0.001
 MIN_CONCURRENCY_SHARE = 0.95
 """Of the streams asked for, how many were in flight on average."""
@@ -72,27 +87,56 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
     return tuple(Reason(code, "; ".join(messages)) for code, messages in found.items() if messages)
 
 
+def timing_problem(window: Window, *, open_loop: bool = False) -> Reason | None:
+    """``client_saturated`` when the load client was too slow to time this window, else None.
+
+    For gates on rates and latencies only: token and step counts do not depend on the client's pace.
+    In an open loop no concurrency is to be held, but the times of the arrivals.
+    """
+    return client_problem(
+        window.client,
+        concurrency=None if open_loop else window.cell.concurrency,
+        merged=merged_share(window.turns),
+        max_send_delay_s=MAX_ARRIVAL_DELAY_S if open_loop else MAX_SEND_DELAY_S,
+    )
+
+
+def merged_share(turns: Sequence[Turn]) -> float:
+    """Of the events that another of the same stream follows, how many were read together with it.
+
+    Of all such events or of first ones alone, which are few, whichever share is higher; 0 without any.
+    """
+    same = [[one == other for one, other in itertools.pairwise(turn.event_ns)] for turn in turns]
+    followed = sum(map(len, same))
+    if not followed:
+        return 0.0
+    firsts = [one[0] for one in same if one]
+    return max(sum(map(sum, same)) / followed, sum(firsts) / len(firsts))
+
+
 def client_problem(
     client: Client,
     *,
     concurrency: int | None = None,
+    merged: float | None = None,
     max_lag_s: float = MAX_CLIENT_LAG_S,
     max_cpu_share: float = MAX_CLIENT_CPU_SHARE,
+    max_send_delay_s: float = MAX_SEND_DELAY_S,
 ) -> Reason | None:
-    """``client_saturated`` when the load client was too slow to time anything, else None.
+    """``timing_problem`` by what the client says of itself.
 
-    For gates on rates and latencies only: token and step counts do not depend on the client's pace.
-    A value that is not a number counts as too slow, one that was not measured (None) does not.
-    ``concurrency`` is what was asked for.
+    A value that is not a number counts as too slow, one that was not measured (None) does not. ``concurrency`` is
+    what was asked for, ``merged`` the ``merged_share``: a small one excuses the lag where the stamps are the kernel's.
     """
     slow = []
-    if not client.lag_p99_s <= max_lag_s:
+    excused = merged is not None and merged <= MAX_MERGED_SHARE and (client.kernel_stamped or 0) >= MIN_KERNEL_STAMPED
+    if not client.lag_p99_s <= (math.inf if excused else max_lag_s):
         slow.append(f"its event loop lagged {client.lag_p99_s * 1e3:.1f} ms at p99 (limit {max_lag_s * 1e3:.1f} ms)")
     if not client.cpu_share <= max_cpu_share:
         slow.append(f"it used {client.cpu_share:.0%} of a CPU (limit {max_cpu_share:.0%})")
     delay, error, mean = client.send_delay_p99_s, client.clock_error_s, client.concurrency_mean
-    if delay is not None and not delay <= MAX_SEND_DELAY_S:
-        slow.append(f"it sent {delay * 1e3:.0f} ms late at p99 (limit {MAX_SEND_DELAY_S * 1e3:.0f} ms)")
+    if delay is not None and not delay <= max_send_delay_s:
+        slow.append(f"it sent {delay * 1e3:.0f} ms late at p99 (limit {max_send_delay_s * 1e3:.0f} ms)")
     if error is not None and not error <= MAX_CLOCK_ERROR_S:
         limit = MAX_CLOCK_ERROR_S * 1e3
         slow.append(f"the clocks of its processes differ by up to {error * 1e3:.1f} ms (limit {limit:.1f} ms)")
@@ -101,17 +145,19 @@ def client_problem(
     return Reason("client_saturated", f"the load client was saturated: {' and '.join(slow)}") if slow else None
 
 
-def concurrency_problem(window: Window) -> Reason | None:
+def concurrency_problem(window: Window, *, open_loop: bool = False) -> Reason | None:
     """``concurrency_not_held`` when a throughput cell never reached a steady window, else None."""
     if window.cell.split != "throughput":
         return None
     steady = window.steady_ns
     if steady is not None and steady[1] > steady[0]:
         return None
-    return Reason(
-        "concurrency_not_held",
-        f"{window.cell.concurrency} conversations were never in flight together, out of {len(window.planned)} planned",
-    )
+    planned = len(window.planned)
+    if open_loop:
+        message = f"all of {planned} conversations had arrived before the first was over; give more, or a lower rate"
+    else:
+        message = f"{window.cell.concurrency} conversations were never in flight together, out of {planned} planned"
+    return Reason("concurrency_not_held", message)
 
 
 def _some(number: int | None, what: str) -> list[str]:

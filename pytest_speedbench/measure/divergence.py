@@ -79,16 +79,16 @@ def compare(a: Iterable[Turn], b: Iterable[Turn]) -> Comparison:
     divergences: dict[str, Divergence] = {}
     compared = tokens = common = 0
     for key in sorted(left.keys() & right.keys()):
-        by_ids = left[key].output_ids is not None and right[key].output_ids is not None
-        tokens += left[key].output_tokens if by_ids else 0
+        one, other = left[key], right[key]
+        known = 0 if one.output_ids is None or other.output_ids is None else len(one.output_ids)
+        tokens += known
         if key[0] in divergences:
             continue
         compared += 1
-        found = _divergence(left[key], right[key])
+        found = _divergence(one, other)
         if found is not None:
             divergences[key[0]] = found
-        if by_ids:
-            common += left[key].output_tokens if found is None else found.at
+        common += known if found is None or not known else found.at
     return Comparison(compared, tuple(divergences.values()), tuple(sorted(left.keys() ^ right.keys())), tokens, common)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from pytest_speedbench.cells import Cell
+from pytest_speedbench.measure.gpu_record import GpuWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class Window:
     ``planned`` holds (question_id, number of turns) of every conversation that was to be measured.
     ``steady_ns`` is the span in which the asked concurrency was held, None if it never was.
     ``steps`` is what ``measure.steps.settle`` made of it, None for a window of turns that have their own.
-    It is repeat ``repeat`` of engine start ``start``, both from 0.
+    It is repeat ``repeat`` of engine start ``start``, both from 0. ``gpus`` is what was seen of the engine's GPUs.
     """
 
     cell: Cell
@@ -215,3 +216,4 @@ class Window:
     steps: StepTotal | None = None
     start: int = 0
     repeat: int = 0
+    gpus: tuple[GpuWindow, ...] = ()

@@ -16,6 +16,7 @@ from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report.decode import Fields
+from pytest_speedbench.report.gpu_json import gpu_from_json
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.results import CellResult, CellRun
 
@@ -92,7 +93,12 @@ def result_from_json(data: object, where: str = "cell") -> CellResult:
 
 def _run_from_json(read: Fields) -> CellRun:
     values = read.child("values")
-    return CellRun(read.integer("start"), read.integer("repeat"), {name: values.number(name) for name in values.data})
+    return CellRun(
+        read.integer("start"),
+        read.integer("repeat"),
+        {name: values.number(name) for name in values.data},
+        tuple(map(gpu_from_json, read.children("gpus"))) if read.has("gpus") else (),
+    )
 
 
 def redacted(result: CellResult, redactor: Redactor) -> CellResult:

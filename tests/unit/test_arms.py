@@ -14,7 +14,7 @@ NEW, OLD, PLAIN = (
 
 def words(companions: tuple[Profile, ...], starts: int) -> str:
     short = {"vllm": "new", "baseline-vllm": "old", "plain-vllm": "plain"}
-    return " ".join(f"{short[arm.profile.label]}{arm.start}" for arm in order(NEW, companions, starts))
+    return " ".join(f"{short[arm.profile.label]}{arm.start}" for arm in order(NEW, companions, range(starts)))
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,19 @@ def test_blocks_are_mirrored_and_the_last_ends_with_the_new_engine(
     assert words(companions, starts) == expected
 
 
+def test_further_starts_go_on_counting() -> None:
+    arms = order(NEW, (OLD,), range(3, 5))
+    assert [(arm.profile.label, arm.start) for arm in arms] == [
+        ("vllm", 3),
+        (OLD.label, 3),
+        (OLD.label, 4),
+        ("vllm", 4),
+    ]
+
+
 def test_a_steady_drift_cancels_out_of_an_even_number_of_starts() -> None:
     # The sum of positions is that of every arm: what grows linearly with time hits both alike.
-    arms = order(NEW, (OLD,), 4)
+    arms = order(NEW, (OLD,), range(4))
     places = {
         label: sum(i for i, arm in enumerate(arms) if arm.profile.label == label) for label in ("vllm", OLD.label)
     }

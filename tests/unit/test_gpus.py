@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from pytest_speedbench.engines.gpu_sensor import NvmlSensor
+from pytest_speedbench.engines.gpu_watch import watched
 from pytest_speedbench.engines.gpus import (
     SLACK_BYTES,
     Gpu,
@@ -46,6 +49,9 @@ class Driver:
 
     def processes(self, uuid: str) -> tuple[int, ...]:
         return self.holders.get(uuid, ())
+
+    def sensors(self, gpus: Iterable[Gpu]) -> tuple[NvmlSensor, ...]:
+        return ()  # tells nothing but memory
 
 
 @dataclass
@@ -232,6 +238,7 @@ def test_without_a_driver_there_are_no_gpus(tmp_path: Path) -> None:
     assert nvml.visible({}) == nvml.visible({"CUDA_VISIBLE_DEVICES": "0"}) == ()
     assert quarantined(tmp_path, nvml) == ()
     require_usable(tmp_path, nvml, ())
+    assert Nvml().sensors([A]) == ()
     for ask in (nvml.memory_used, nvml.processes):
         with pytest.raises(EngineError, match=f"^GPU {A.uuid} cannot be asked: there is no NVIDIA driver here$"):
             ask(A.uuid)
@@ -252,3 +259,20 @@ def test_with_a_driver() -> None:
         assert nvml.visible({"CUDA_VISIBLE_DEVICES": gpu.uuid}) == (gpu,)
     with pytest.raises(EngineError, match=r"^GPU GPU-0 does not answer \("):
         nvml.memory_used("GPU-0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_driver(), reason="this machine has no NVIDIA driver")
+def test_a_driver_is_watched() -> None:
+    nvml = Nvml()
+    every = nvml.visible({})
+    with watched(nvml.sensors(every), lambda _: True, every_s=0.01) as watching:
+        time.sleep(0.1)
+    windows = watching.windows()
+    assert [window.card.uuid for window in windows] == [gpu.uuid for gpu in every]
+    for window in windows:
+        assert window.samples >= 2
+        assert window.memory_used_bytes is not None
+        # A data-centre card tells everything; others leave some of it out, and say so.
+        assert (window.card.sm_max_mhz is None) == ("maximum clock" in window.refused)
+        assert (window.errors.xids is None) == ("Xid events" in window.refused)

@@ -20,6 +20,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "category": [(c, (c,)) for c in (*CATEGORIES[:3], "overall")] + [("qa, rag", ("qa", "rag"))],
     "isl": [(i, (i,)) for i in ISLS] + [("8k,1k", ("8k", "1k"))],
     "difficulty": [(d, (d,)) for d in DIFFICULTIES] + [("mixed,low_entropy", ("mixed", "low_entropy"))],
+    "starts": [("1", (1,)), ("3,5,8", (3, 5, 8)), ("6", (6,)), ("2, 2", (2,))],
     "concurrency": [("1", (1,)), ("8,2", (2, 8)), ("4, 4", (4,)), ("512", (512,))],
     "temperature": [("0", 0.0), ("0.7", 0.7), ("1e-1", 0.1), ("2", 2.0)],
     "seed": [("0", 0), ("1", 1), ("2", 2), ("3", 3)],
@@ -54,7 +55,6 @@ def values_of(option: Option) -> list[tuple[Any, Any]]:
         "osl",
         "turn-timeout",
         "start-timeout",
-        "starts",
         "repeats",
     )
     values: list[tuple[Any, Any]] = list(VALUES.get(option.name, NUMBERS if numeric else TEXTS))

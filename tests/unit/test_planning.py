@@ -66,7 +66,7 @@ def settings_of(place: Path, **fields: Any) -> Settings:
         thresholds_origin="default",
         measure_only=False,
         inconclusive="fail",
-        starts=1,
+        starts=(1,),
         repeats=1,
         speedup=False,
         lossless=False,

@@ -1,0 +1,1 @@
+"""Two stored runs compared: before and after an upgrade, or without and with speculation."""
