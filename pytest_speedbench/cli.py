@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_speedbench import __version__, data_command
+from pytest_speedbench import __version__, compare_command, data_command, lint_command, selftest_command
+from pytest_speedbench.calibration import command as calibrate_command
 from pytest_speedbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     junit.add_argument("output", type=Path)
     junit.set_defaults(run=_junit)
 
-    calibrate = commands.add_parser("calibrate", help="print a thresholds file from measure-only artifacts")
-    calibrate.add_argument("artifacts", nargs="+", type=Path, help="one artifact per engine start, at least 5")
-    calibrate.add_argument("--margin", type=_share, help="how far a limit lies below its reference (default: 4%%)")
-    calibrate.add_argument("--overall-margin", type=_share, help="the same for the overall cell (default: 2%%)")
-    calibrate.set_defaults(run=_calibrate)
-    data_command.add(commands)
+    for module in (calibrate_command, compare_command, selftest_command, lint_command, data_command):
+        module.add(commands)
     return parser
 
 
@@ -110,21 +107,3 @@ def _junit(arguments: argparse.Namespace) -> int:
     junit.write(arguments.output, run, [result for result in results if not result.is_companion])
     print(arguments.output)
     return 0
-
-
-def _calibrate(arguments: argparse.Namespace) -> int:
-    from pytest_speedbench import calibration
-    from pytest_speedbench.report import artifact
-
-    default = calibration.Margins()
-    margins = calibration.Margins(arguments.overall_margin or default.overall, arguments.margin or default.category)
-    print(calibration.thresholds_yaml([artifact.read(path) for path in arguments.artifacts], margins), end="")
-    return 0
-
-
-def _share(text: str) -> float:
-    """``5%`` or ``0.05``."""
-    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a share between 0 and 1, such as 4%")
-    return share

@@ -1,7 +1,7 @@
 """Whether a window can carry a verdict at all: completeness, counters, invariants.
 
 ``problems`` looks at what every metric rests on. What only timing rests on is apart, so that a busy
-client does not void acceptance lengths: ``timing_problem`` and ``concurrency_problem``.
+client does not void acceptance lengths: ``load_problem`` and ``concurrency_problem``.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def problems(window: Window, *, speculation: bool, draft_tokens: int) -> tuple[R
     return tuple(Reason(code, "; ".join(messages)) for code, messages in found.items() if messages)
 
 
-def timing_problem(window: Window, *, open_loop: bool = False) -> Reason | None:
+def load_problem(window: Window, *, open_loop: bool = False) -> Reason | None:
     """``client_saturated`` when the load client was too slow to time this window, else None.
 
     For gates on rates and latencies only: token and step counts do not depend on the client's pace.
@@ -123,7 +123,7 @@ def client_problem(
     max_cpu_share: float = MAX_CLIENT_CPU_SHARE,
     max_send_delay_s: float = MAX_SEND_DELAY_S,
 ) -> Reason | None:
-    """``timing_problem`` by what the client says of itself.
+    """``load_problem`` by what the client says of itself.
 
     A value that is not a number counts as too slow, one that was not measured (None) does not. ``concurrency`` is
     what was asked for, ``merged`` the ``merged_share``: a small one excuses the lag where the stamps are the kernel's.

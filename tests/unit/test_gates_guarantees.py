@@ -211,6 +211,35 @@ def test_hand_written_limit_keeps_its_rates_under_the_assumed_noise() -> None:
     assert share(verdicts, Verdict.FAIL) == pytest.approx(0.025, abs=0.0075)
 
 
+@pytest.mark.parametrize("fresh_start", [False, True], ids=["same start", "new start"])
+@pytest.mark.parametrize("sd_start", [0.0, 0.003, 0.006])
+def test_a_pooled_rerun_keeps_both_rates(fresh_start: bool, sd_start: float) -> None:
+    random = np.random.default_rng(6)
+    evidence = Evidence(STARTS, 2, sd_start, 0.004, DATE)
+    limit = Limit("acceptance_length", 0.96, False, "a.yaml:1", 1.0, 0.04, evidence)
+    # The limit of a calibration is as noisy as its reference, so that noise is part of every value.
+    reference = random.normal(0, math.sqrt(sd_start**2 / STARTS + 0.004**2 / (2 * STARTS)), TRIALS)
+    starts = random.normal(0, sd_start, (TRIALS, 2))
+    if not fresh_start:
+        starts[:, 1] = starts[:, 0]
+    runs = starts + random.normal(0, 0.004, (TRIALS, 2)) - reference[:, None]
+
+    def at(true: float, look: int, trial: int) -> Verdict:
+        value = true + float(runs[trial, :look].mean())
+        size = (look, 1) if fresh_start else (1, look)
+        result = judge(
+            limit.metric, value, limit, alpha=0.025, beta=0.05, starts=size[0], repeats=size[1], look=look, looks=2
+        )
+        return result.verdict
+
+    def after_both(true: float) -> list[Verdict]:
+        firsts = [at(true, 1, trial) for trial in range(TRIALS)]
+        return [at(true, 2, t) if v is Verdict.INCONCLUSIVE else v for t, v in enumerate(firsts)]
+
+    assert 0.01 < share(after_both(0.96), Verdict.PASS) <= 0.05 + 0.01
+    assert share(after_both(1.0), Verdict.FAIL) <= 0.025
+
+
 def test_infinite_precision_of_the_bands() -> None:
     limit = Limit("output_tps", 1e5, False, "a.yaml:1")
     below = math.nextafter(1e5, 0)

@@ -101,11 +101,6 @@ STRUCTURE = {
         "gates[0].user_tps is given twice, first in line 4",
     ),
     "duplicate limit": (limit("{min: 2, min: 1.5}"), "gates[0].acceptance_length.min is given twice, first in line 6"),
-    "waivers": (
-        "schema: 1\ngates: []\nwaivers:  # <--\n  - {metric: acceptance_length}\n",
-        "waivers are not supported by this version",
-    ),
-    "no waivers, but the key": ("waivers: []  # <--\n", "waivers are not supported by this version"),
     "gates empty": (
         "schema: 1\ngates: []  # <--\n",
         "gates is empty: a thresholds file must gate something",
@@ -212,7 +207,8 @@ LIMIT = {
     "bare number": (limit("2.4"), "gates[0].acceptance_length must be a mapping, but is a number (2.4)"),
     "unknown key": (
         limit("{minimum: 2.4}"),
-        "unknown key 'minimum' in gates[0].acceptance_length; choose from min, max, reference, margin, evidence",
+        "unknown key 'minimum' in gates[0].acceptance_length; choose from min, max, reference, margin, evidence, "
+        "history",
     ),
     "no limit": (limit("{}"), "gates[0].acceptance_length has no 'min'"),
     "max of a floor": (
@@ -339,7 +335,7 @@ EVIDENCE = {
     "unknown key": (
         evidence(stars="6"),
         "unknown key 'stars' in gates[0].acceptance_length.evidence; choose from starts, repeats, sd_start, "
-        "sd_repeat, date, run, conditional, prompts",
+        "sd_repeat, lowest, highest, date, run, engine_version, gpu, conditional, prompts",
     ),
     "no starts": (evidence(starts=None), "gates[0].acceptance_length.evidence has no 'starts'"),
     "no date": (evidence(date=None), "gates[0].acceptance_length.evidence has no 'date'"),
@@ -395,7 +391,79 @@ EVIDENCE = {
         evidence(conditional="[0.7, 0.6, 0.5, 0.4]"),
         "gates[0].acceptance_length.evidence.conditional has 4 draft positions, but match.draft_tokens is 3",
     ),
+    "lowest above the mean": (
+        evidence(lowest="2.1"),
+        "gates[0].acceptance_length.evidence.lowest is 2.1, above the reference 2, which is the mean of the runs; "
+        "correct one of the two",
+    ),
+    "highest below the mean": (
+        evidence(highest="1.9"),
+        "gates[0].acceptance_length.evidence.highest is 1.9, below the reference 2, which is the mean of the runs; ",
+    ),
+    "engine version": (
+        evidence(engine_version="0.24"),
+        "gates[0].acceptance_length.evidence.engine_version must be a string, but is a number (0.24)",
+    ),
+    "gpu": (evidence(gpu="[]"), "gates[0].acceptance_length.evidence.gpu must be a string, but is a list"),
     "run": (evidence(run="7"), "gates[0].acceptance_length.evidence.run must be a string, but is a number (7)"),
+}
+
+
+def history(*entries: str, value: str = "min: 1.9", metric: str = "acceptance_length") -> str:
+    """A hand-written limit with a history, which is a list of entries on a line each."""
+    lines = "".join(f"        - {{{entry}\n" for entry in entries)
+    return (
+        "schema: 1\nestimator: pooled\ngates:\n  - cell: {category: coding}\n"
+        f"    {metric}:\n      {value}\n      history:\n{lines}"
+    )
+
+
+HISTORY = {
+    "not a list": (
+        limit("{min: 2, history: {}}"),
+        "gates[0].acceptance_length.history must be a list, but is a mapping",
+    ),
+    "no reason": (
+        history(f"date: 2026-12-01, from: 2.0, to: 1.9}}  {MARK}"),
+        "gates[0].acceptance_length.history[0] has no 'reason'",
+    ),
+    "empty reason": (
+        history(f"date: 2026-12-01, from: 2.0, to: 1.9, reason: ' '}}  {MARK}"),
+        "gates[0].acceptance_length.history[0].reason is empty",
+    ),
+    "unknown key": (
+        history(f"date: 2026-12-01, from: 2.0, to: 1.9, reason: x, who: me}}  {MARK}"),
+        "unknown key 'who' in gates[0].acceptance_length.history[0]; choose from date, from, to, reason, prompts",
+    ),
+    "future": (
+        history(f"date: 2026-12-07, from: 2.0, to: 1.9, reason: x}}  {MARK}"),
+        "gates[0].acceptance_length.history[0].date 2026-12-07 lies in the future: today is 2026-12-05",
+    ),
+    "out of order": (
+        history(
+            "date: 2026-12-02, from: 2.0, to: 1.95, reason: x}",
+            f"date: 2026-12-01, from: 1.95, to: 1.9, reason: x}}  {MARK}",
+        ),
+        "gates[0].acceptance_length.history[1].date 2026-12-01 comes after 2026-12-02; write the oldest change first",
+    ),
+    "raised": (
+        history(f"date: 2026-12-01, from: 1.8, to: 1.9, reason: x}}  {MARK}"),
+        "gates[0].acceptance_length.history[0].to 1.9 is not looser than 1.8: the history holds what was lowered",
+    ),
+    "ceiling lowered": (
+        history(f"date: 2026-12-01, from: 0.3, to: 0.2, reason: x}}  {MARK}", value="max: 0.2", metric="ttft_p50_s"),
+        "gates[0].ttft_p50_s.history[0].to 0.2 is not looser than 0.3: the history holds what was raised",
+    ),
+    "lowered by hand": (
+        history("date: 2026-12-01, from: 2.0, to: 1.9, reason: x}", value=f"min: 1.8  {MARK}"),
+        "gates[0].acceptance_length.min is 1.8, looser than the 1.9 that its history ends with; log the change there, "
+        "or take a higher value",
+    ),
+    "ceiling raised by hand": (
+        history("date: 2026-12-01, from: 0.2, to: 0.3, reason: x}", value=f"max: 0.4  {MARK}", metric="ttft_p50_s"),
+        "gates[0].ttft_p50_s.max is 0.4, looser than the 0.3 that its history ends with; log the change there, "
+        "or take a lower value",
+    ),
 }
 
 
@@ -406,6 +474,11 @@ def _cases(table: dict[str, tuple[str, str]]) -> list[object]:
 @pytest.mark.parametrize(("text", "message"), _cases(STRUCTURE | LIMIT | EVIDENCE))
 def test_mistake_is_reported_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     assert error_of(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize(("text", "message"), _cases(HISTORY))
+def test_history(tmp_path: Path, text: str, message: str) -> None:
+    assert error_of(tmp_path, text) == message
 
 
 @pytest.mark.parametrize(("body", "message"), _cases(MATCH))

@@ -9,7 +9,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from pytest_speedbench.errors import ConfigError
-from pytest_speedbench.gates.limits import CellPattern, Evidence, Family, Limit
+from pytest_speedbench.gates.limits import CellPattern, Change, Evidence, Family, Limit
 from pytest_speedbench.gates.match import Match
 from pytest_speedbench.gates.thresholds import load
 
@@ -145,6 +145,58 @@ def test_estimator_decides_which_acceptance_length_is_compared(
     text = f"schema: 1\nestimator: {estimator}\ngates:\n  - cell: {{}}\n    {metric}: {{min: 1.5}}\n"
     (file,) = load(write(tmp_path, text))
     assert file.gates[0].limits[0].measured_as == measured_as
+
+
+def test_everything_that_calibration_writes(tmp_path: Path) -> None:
+    evidence = (
+        "{starts: 6, repeats: 2, sd_start: 0.003, sd_repeat: 0.002, lowest: 1.355, highest: 1.364, date: 2026-12-01, "
+        "engine_version: 0.24.0, gpu: 2 × NVIDIA H100 80GB HBM3}"
+    )
+    text = f"""\
+schema: 1
+estimator: request_mean
+gates:
+  - cell: {{category: coding, concurrency: 8}}
+    acceptance_length:
+      min: 1.306
+      reference: 1.360
+      evidence: {evidence}
+      history:
+        - {{date: 2026-11-01, from: 1.4, to: 1.35, reason: new drafter}}
+        - {{date: 2026-11-01, from: 1.35, to: 1.5, reason: other prompts, prompts: 9f86d081}}
+        - {{date: 2026-12-01, from: 1.5, to: 1.306, reason: "kernel, as agreed in #7"}}
+"""
+    (file,) = load(write(tmp_path, text), today=TODAY)
+    (limit,) = file.gates[0].limits
+    assert limit.evidence is not None
+    assert (limit.evidence.lowest, limit.evidence.highest) == (1.355, 1.364)
+    assert (limit.evidence.engine_version, limit.evidence.gpu) == ("0.24.0", "2 × NVIDIA H100 80GB HBM3")
+    assert limit.history == (
+        Change(dt.date(2026, 11, 1), 1.4, 1.35, "new drafter"),
+        Change(dt.date(2026, 11, 1), 1.35, 1.5, "other prompts", "9f86d081"),
+        Change(dt.date(2026, 12, 1), 1.5, 1.306, "kernel, as agreed in #7"),
+    )
+    # Drift is counted from the last new reference.
+    assert limit.first_logged == 1.5
+
+
+def test_drift_is_counted_from_the_first_value_that_was_logged() -> None:
+    day = dt.date(2026, 12, 1)
+    limit = Limit("acceptance_length", 1.8, False, "x:1")
+    assert limit.first_logged is None
+    logged = (Change(day, 2.0, 1.9, "x"), Change(day, 1.9, 1.8, "y"))
+    assert Limit("acceptance_length", 1.8, False, "x:1", history=logged).first_logged == 2.0
+
+
+def test_a_limit_may_be_tighter_than_its_history_ends_with(tmp_path: Path) -> None:
+    text = """\
+schema: 1
+estimator: pooled
+gates:
+  - cell: {category: coding}
+    acceptance_length: {min: 2.1, history: [{date: 2026-12-01, from: 2, to: 1.9, reason: x}]}
+"""
+    assert load(write(tmp_path, text), today=TODAY)[0].gates[0].limits[0].value == 2.1
 
 
 def test_category_or_isl_implies_the_split(tmp_path: Path) -> None:

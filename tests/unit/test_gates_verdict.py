@@ -228,6 +228,35 @@ def test_wrong_metric_and_wrong_rates_are_refused() -> None:
             judge("acceptance_length", 1.0, FLOOR, alpha=alpha, beta=beta)
 
 
+def at_look(value: float, look: int, looks: int, repeats: int = 1) -> GateResult:
+    return judge("acceptance_length", value, FLOOR, alpha=0.025, beta=0.05, look=look, looks=looks, repeats=repeats)
+
+
+def test_a_planned_rerun_costs_some_of_the_first_look() -> None:
+    # Pocock's spending of 5 % over two looks: 0.05 ln(1 + 0.859141) = 3.1006 % at the first, where t is 2.3949, so
+    # PASS begins at 1.92 + 0.023949. The nominal level of the second is 2.9723 %, and t 2.4291.
+    assert [at_look(value, 1, 2).verdict for value in (1.94394, 1.94396)] == [INCONCLUSIVE, PASS]
+    assert at_look(1.94394, 1, 1).verdict is PASS
+    assert [at_look(value, 2, 2).verdict for value in (1.94428, 1.94430)] == [INCONCLUSIVE, PASS]
+    assert (at_look(1.95, 1, 2).looks, at_look(1.95, 2, 2).looks, at_look(1.95, 1, 1).looks) == (1, 2, 1)
+
+
+def test_a_rerun_needs_no_more_than_its_share_to_fail() -> None:
+    # α = 0.05 %, of which the first look has 0.031 %: t is 7.6165, so FAIL below 2 − 0.1143.
+    def verdict(value: float, look: int, looks: int) -> Verdict:
+        return judge("acceptance_length", value, NOISY, alpha=0.0005, beta=0.05, look=look, looks=looks).verdict
+
+    assert verdict(1.89, 1, 1) is FAIL
+    assert verdict(1.89, 1, 2) is INCONCLUSIVE
+    assert verdict(1.88, 1, 2) is FAIL
+
+
+@pytest.mark.parametrize(("look", "looks"), [(0, 1), (2, 1), (3, 2)])
+def test_looks_that_were_not_planned_are_refused(look: int, looks: int) -> None:
+    with pytest.raises(ValueError, match=f"look {look} is none of {looks}"):
+        at_look(1.95, look, looks)
+
+
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [

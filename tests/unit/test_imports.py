@@ -49,7 +49,7 @@ ALLOWED = {
     "prometheus_client": ("engines/prometheus.py",),
     "psutil": ("engines/leases.py", "engines/process.py"),
     "pynvml": ("engines/gpus.py",),
-    "yaml": ("data/tiers.py", "gates/yaml_nodes.py", "settings.py"),
+    "yaml": ("calibration/yaml_edit.py", "data/tiers.py", "gates/yaml_nodes.py", "settings.py"),
     "subprocess": ("engines/installed.py", "engines/process.py", "load/spread.py"),
     "transformers": ("tokenize.py",),
     "tokenizers": ("data/embedding.py", "gguf_tokenizer.py"),

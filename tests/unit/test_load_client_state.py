@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_speedbench.load.own_state import LAG_PROBE_S, p99, sustained
+from pytest_speedbench.load.warmup import round_s
 from pytest_speedbench.measure.checks import client_problem
 from pytest_speedbench.measure.samples import Client
 from pytest_speedbench.report.requests import RequestLog, read_windows
+from tests.unit.test_load_spread import turn
 from tests.unit.test_report_samples import window
 
 CLIENT = Client(
@@ -76,3 +79,23 @@ def test_a_log_from_before_there_were_workers_can_be_read(tmp_path: Path) -> Non
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in (head, *turns)).encode()))
     ((_, stored),) = read_windows(path)
     assert stored.client == Client(0.002, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "expected"),
+    [(-0.001, [0.0]), (0.0, [0.0]), (0.004, [0.004]), (0.012, [0.012, 0.007, 0.002]), (0.010, [0.010, 0.005])],
+)
+def test_a_stall_counts_for_as_long_as_it_lasts(lag_s: float, expected: list[float]) -> None:
+    assert sustained(lag_s) == pytest.approx(expected)
+
+
+def test_one_stall_is_seen_among_punctual_probes() -> None:
+    # One second of 60 in a stall: more than 1 % of the time.
+    lags = [0.0] * int(59 / LAG_PROBE_S) + sustained(1.0)
+    assert p99(lags) > 0.3
+    assert p99([0.0] * int(59 / LAG_PROBE_S) + [1.0]) == 0.0
+
+
+def test_a_round_of_warm_up_lasts_from_the_first_request_to_the_last_token() -> None:
+    assert round_s([turn(3_000_000_000, 4_000_000_000), turn(2_500_000_000, 6_000_000_000)]) == 3.5
+    assert round_s([]) == 0.0

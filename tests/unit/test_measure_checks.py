@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_speedbench.cells import Cell
-from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
+from pytest_speedbench.measure.checks import (
+    Reason,
+    client_problem,
+    concurrency_problem,
+    load_problem,
+    merged_share,
+    problems,
+)
 from pytest_speedbench.measure.samples import Client, Counters, Failure, Steps, StepTotal, Told, Turn, Window
 from tests.unit.test_measure_samples import counters_of, plain, turn, window
 
@@ -511,6 +518,57 @@ def test_a_client_that_could_not_measure_itself_is_saturated() -> None:
 
 def test_client_limits_can_be_changed() -> None:
     assert client_problem(Client(0.05, 0.5), max_lag_s=0.1) is None
+
+
+KERNEL = Client(lag_p99_s=0.05, cpu_share=0.5, kernel_stamped=1.0)
+
+
+def test_lag_is_excused_where_the_kernel_stamps_and_nothing_was_read_together() -> None:
+    assert client_problem(KERNEL, merged=0.01) is None
+    late = "its event loop lagged 50.0 ms at p99 (limit 10.0 ms)"
+    assert client_problem(KERNEL, merged=0.0101) == Reason("client_saturated", f"the load client was saturated: {late}")
+    for client in (replace(KERNEL, kernel_stamped=0.98), replace(KERNEL, kernel_stamped=None)):
+        assert client_problem(client, merged=0.0) is not None
+    assert client_problem(KERNEL) is not None
+    assert client_problem(replace(KERNEL, lag_p99_s=math.nan), merged=0.0) is not None
+    assert client_problem(replace(KERNEL, cpu_share=0.95), merged=0.0) is not None
+
+
+def arriving(*event_ns: int) -> Turn:
+    return replace(TURNS[0], event_ns=event_ns, event_tokens=(1,) * len(event_ns))
+
+
+def test_share_of_events_that_were_read_together() -> None:
+    # Of four that are followed by another, two have its time; of one, none.
+    assert merged_share([arriving(4, 5, 5, 5, 9), arriving(1, 2)]) == 2 / 5
+    # One of two first events is more than one of four events.
+    assert merged_share([arriving(5, 5, 6, 9), arriving(1, 2)]) == 1 / 2
+    assert merged_share([arriving(7), arriving()]) == 0.0
+    assert merged_share([]) == 0.0
+
+
+def test_timing_of_a_window() -> None:
+    held = replace(window([arriving(1, 2)], cell=THROUGHPUT), client=replace(KERNEL, concurrency_mean=16.0))
+    assert load_problem(held) is None
+    missed = load_problem(replace(held, client=replace(held.client, concurrency_mean=15.0)))
+    assert missed is not None
+    assert "kept 15.0 of 16 streams in flight" in missed.message
+    merged = load_problem(replace(held, turns=(arriving(2, 2),)))
+    assert merged is not None
+    assert "lagged 50.0 ms" in merged.message
+
+
+def test_an_open_loop_holds_times_and_no_concurrency() -> None:
+    client = replace(KERNEL, concurrency_mean=3.0, send_delay_p99_s=0.025)
+    sent = replace(window([arriving(1, 2)], cell=THROUGHPUT), client=client)
+    assert load_problem(sent, open_loop=True) is None
+    late = load_problem(replace(sent, client=replace(client, send_delay_p99_s=0.026)), open_loop=True)
+    assert late is not None
+    assert late.message == "the load client was saturated: it sent 26 ms late at p99 (limit 25 ms)"
+    assert concurrency_problem(replace(sent, steady_ns=None), open_loop=True) == Reason(
+        "concurrency_not_held",
+        "all of 1 conversations had arrived before the first was over; give more, or a lower rate",
+    )
 
 
 def test_a_busy_client_does_not_void_acceptance() -> None:

@@ -88,3 +88,11 @@ def test_a_turn_that_only_one_run_has() -> None:
     assert not result.identical
     assert result.missing == (("b", 0),)
     assert str(result) == "0 of 1 turns differ\n  b turn 1: only in one run"
+
+
+def test_tokens_count_up_to_the_first_difference_of_a_conversation() -> None:
+    a = [said("a", "", (1,)), said("b", "x"), said("c", "", (1,)), said("c", "", (2,), index=1)]
+    assert (compare(a, a).common_tokens, compare(a, a).tokens) == (3, 3)
+    b = [*a[:2], said("c", "", (9,)), said("c", "", (2,), index=1)]
+    # c's second turn is equal by chance: its input was not. b has no ids and counts nowhere.
+    assert (compare(a, b).common_tokens, compare(a, b).tokens) == (1, 3)

@@ -1,0 +1,1 @@
+"""Reads thresholds files for what loads and yet is wrong, stale or missing."""

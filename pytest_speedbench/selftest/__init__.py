@@ -1,0 +1,1 @@
+"""Injects known regressions into recorded runs, to see which gates notice."""
