@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from pytest_speedbench.cells import Cell
@@ -103,7 +103,7 @@ def paired_gates(
         steady = all(_STEADY in run.metrics for run in (*runs, *baseline.runs))
         metrics += [_STEADY if steady and name == "output_tps" else name for name in _RATES]
     alpha, beta = allocate(Family(), baseline.cells, cell, metrics=max(1, len(metrics)))
-    return tuple(
+    gates = tuple(
         judge_pair(
             name,
             *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _rate_arms(name, runs, baseline.runs)),
@@ -116,6 +116,7 @@ def paired_gates(
         )
         for name in metrics
     )
+    return gates if several else tuple(replace(gate, looks=look) for gate in gates)
 
 
 def _margin(spec: MetricSpec, cell: Cell) -> float:
@@ -124,7 +125,8 @@ def _margin(spec: MetricSpec, cell: Cell) -> float:
 
 
 def _acceptance_arms(runs: Sequence[Shared]) -> tuple[Arm, Arm]:
-    common = set.intersection(*(set(run.new) for run in runs)) if runs else set()
+    # In the order in which prompts were sent: neighbours can be alike, which the noise must know.
+    common = [prompt for prompt in runs[0].new if all(prompt in run.new for run in runs)] if runs else []
 
     def arm(sides: Sequence[Mapping[str, float]]) -> Arm:
         return Arm(
@@ -132,7 +134,7 @@ def _acceptance_arms(runs: Sequence[Shared]) -> tuple[Arm, Arm]:
                 (run.start, run.repeat, fmean(side[prompt] for prompt in common))
                 for run, side in zip(runs, sides, strict=True)
             ],
-            prompts={prompt: fmean(side[prompt] for side in sides) for prompt in sorted(common)},
+            prompts={prompt: fmean(side[prompt] for side in sides) for prompt in common},
         )
 
     return arm([run.new for run in runs]), arm([run.old for run in runs])

@@ -5,7 +5,7 @@
  * Prints its port. All streams emit on the ticks of one clock, as the requests of a batch do: every STEP_US
  * each stream sends one event with as many tokens as its place in PATTERN ("2,3" is an acceptance length of
  * 2.5; streams start at different places). The first event comes TTFT_US after the request, on a tick, and
- * has one token. With -s 0 events follow each other as fast as they are taken.
+ * has one token. With -s 0 events follow each other as fast as they are taken. Ids come with return_token_ids alone.
  *
  * LOG gets one record per request and event: four little-endian uint32 (first prompt id, request, kind 0 for
  * "request arrived" or 1 for an event, tokens) and a uint64 with the nanoseconds of CLOCK_MONOTONIC: of an event
@@ -37,7 +37,7 @@ typedef struct {
 } Buffer;
 
 typedef struct {
-    int fd, streaming, close_after;
+    int fd, streaming, close_after, with_ids;
     Buffer in, out;
     uint32_t first_id, request, sent_tokens, max_tokens, place;
     uint64_t due_ns;
@@ -176,16 +176,19 @@ static int emit(Connection *c) {
                      c->request);
     append(&event, text, (size_t)n);
     for (uint32_t i = 0; i < tokens; i++) append(&event, " tok", 4);
-    n = snprintf(text, sizeof text, "\",\"logprobs\":null,\"finish_reason\":%s,\"stop_reason\":null,\"token_ids\":[",
+    n = snprintf(text, sizeof text, "\",\"logprobs\":null,\"finish_reason\":%s,\"stop_reason\":null",
                  last ? "\"length\"" : "null");
     append(&event, text, (size_t)n);
-    for (uint32_t i = 0; i < tokens; i++) {
-        n = snprintf(text, sizeof text, "%s%u", i ? "," : "", 32 + (c->sent_tokens + i) % 90);
-        append(&event, text, (size_t)n);
+    if (c->with_ids) {
+        append(&event, ",\"token_ids\":[", 14);
+        for (uint32_t i = 0; i < tokens; i++) {
+            n = snprintf(text, sizeof text, "%s%u", i ? "," : "", 32 + (c->sent_tokens + i) % 90);
+            append(&event, text, (size_t)n);
+        }
+        append(&event, "],\"prompt_token_ids\":", 21);
+        if (!c->sent_tokens && c->prompt.used) append(&event, c->prompt.data, c->prompt.used);
+        else append(&event, "null", 4);
     }
-    append(&event, "],\"prompt_token_ids\":", 21);
-    if (!c->sent_tokens && c->prompt.used) append(&event, c->prompt.data, c->prompt.used);
-    else append(&event, "null", 4);
     append(&event, "}],\"usage\":null}\n\n", 18);
     c->sent_tokens += tokens;
     chunk(c, event.data, event.used);
@@ -220,6 +223,14 @@ static uint32_t number_of(const char *body, const char *key, uint32_t otherwise)
     return (uint32_t)strtoul(found, NULL, 10);
 }
 
+static int is_true(const char *body, const char *key) {
+    const char *found = strstr(body, key);
+    if (!found) return 0;
+    found += strlen(key);
+    while (*found == ' ' || *found == ':') found++;
+    return !strncmp(found, "true", 4);
+}
+
 static uint64_t arrived_ns; /* when what was read last reached its socket */
 
 static int start(Connection *c, const char *body) {
@@ -233,6 +244,7 @@ static int start(Connection *c, const char *body) {
     c->prompt.used = 0;
     c->prompt_tokens = 1;
     c->first_id = 0;
+    c->with_ids = is_true(body, "\"return_token_ids\"");
     if (prompt) {
         prompt += 8;
         while (*prompt == ' ' || *prompt == ':') prompt++;

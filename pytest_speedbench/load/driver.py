@@ -1,28 +1,27 @@
-"""Closed loop: keep exactly ``concurrency`` conversations in flight until all are done."""
+"""Closed loop: keep exactly ``concurrency`` conversations in flight until all are done.
+
+Or open loop: begin each at its time, whatever is in flight.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import math
 import random
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_speedbench.engines.base import Sampling, TurnRequest
 from pytest_speedbench.errors import RequestError
+from pytest_speedbench.load.arrivals import Arrivals, schedule
 from pytest_speedbench.load.client import StreamingClient
+from pytest_speedbench.load.own_state import achieved, arrival_rate, at_rest, p99, probe_lag
 from pytest_speedbench.measure.samples import Client, Failure, Turn
 from pytest_speedbench.tokenize import ChatTokenizer, Message
 
-LAG_PROBE_S = 0.005
-SWITCH_S = 0.0001
-"""For how long another thread may keep the event loop waiting for the interpreter; Python's own 5 ms are long here."""
 Progress = Callable[[int, int], None]
 """Called with (conversations done, conversations in all)."""
 
@@ -43,6 +42,8 @@ class Load:
 
     Each conversation is played ``repeats`` times: all of them once before any a second time. Prompts
     with an id that is not below ``vocabulary`` are not sent, since one such id kills some servers.
+    With ``arrivals`` the loop is open: they say when conversations begin, and ``concurrency`` is only
+    what the client gets ready for.
     """
 
     conversations: tuple[Conversation, ...]
@@ -52,31 +53,48 @@ class Load:
     seed: int
     repeats: int = 1
     vocabulary: int | None = None
+    arrivals: Arrivals | None = None
+
+    @property
+    def streams(self) -> int:
+        """How many there can be at once: in an open loop all of them."""
+        number = len(self.conversations) * self.repeats
+        return number if self.arrivals is not None else min(self.concurrency, number)
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came back: finished turns, failures, the span at full concurrency, the client's own state."""
+    """What came back: finished turns, failures, the steady span, the client's own state.
+
+    ``steady_ns`` is the span at full concurrency; in an open loop it lasts from when the first conversation was
+    over, since it fills up until then, to the last arrival. ``arrival_rate`` is how many conversations
+    per second began in an open loop, None for a closed one.
+    """
 
     turns: tuple[Turn, ...]
     failures: tuple[Failure, ...]
     steady_ns: tuple[int, int] | None
     client: Client
+    arrival_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one event loop plays: conversations in the order in which they are sent, ``concurrency`` at once."""
+    """What one event loop plays: conversations in the order in which they are sent, ``concurrency`` at once.
+
+    In an open loop ``due_ns`` is when each begins, in ns after the beginning.
+    """
 
     conversations: tuple[Conversation, ...]
     concurrency: int
     sampling: Sampling
     deadline_s: float
     vocabulary: int | None
+    due_ns: tuple[int, ...] | None = None
 
     @property
     def streams(self) -> int:
-        """How many there can be at once."""
+        """How many to get ready for; in a closed loop there are never more at once."""
         return min(self.concurrency, len(self.conversations))
 
 
@@ -119,7 +137,8 @@ class LocalChat:
 class Played:
     """How a share went.
 
-    ``full_ns`` is when all its streams were in flight, ``drained_ns`` when the first was not replaced.
+    ``full_ns`` is when all its streams were in flight, ``drained_ns`` when the first was not replaced; in an open
+    loop when the first conversation was over, and when the last one began.
     """
 
     full_ns: int | None
@@ -136,9 +155,17 @@ def shares(load: Load, number: int = 1) -> list[Share]:
     Numbers of conversations and of streams differ by at most one.
     """
     ordered = _order(load)
+    due_ns = None if load.arrivals is None else schedule(load.arrivals, len(ordered), load.seed)
     base, more = divmod(load.concurrency, number)
     return [
-        Share(tuple(ordered[part::number]), base + (part < more), load.sampling, load.deadline_s, load.vocabulary)
+        Share(
+            tuple(ordered[part::number]),
+            base + (part < more),
+            load.sampling,
+            load.deadline_s,
+            load.vocabulary,
+            None if due_ns is None else due_ns[part::number],
+        )
         for part in range(number)
     ]
 
@@ -161,7 +188,9 @@ class Tally:
             self._done += 1
             self._progress(self._done, self._total)
 
-    def sent(self, played: Sequence[Played], *, workers: int, clock_error_s: float = 0.0) -> Sent:
+    def sent(
+        self, played: Sequence[Played], *, workers: int, open_loop: bool = False, clock_error_s: float = 0.0
+    ) -> Sent:
         """What came of it all; of the event loops' own states the worst. ``played`` lacks workers that died."""
         full = [one.full_ns for one in played if one.full_ns is not None]
         drained = [one.drained_ns for one in played if one.drained_ns is not None]
@@ -183,32 +212,8 @@ class Tally:
                 clock_error_s=clock_error_s,
                 kernel_stamped=min((one.kernel_stamped for one in played), default=0.0),
             ),
+            arrival_rate=arrival_rate(self.turns) if open_loop else None,
         )
-
-
-def achieved(turns: Sequence[Turn], span: tuple[int, int] | None) -> tuple[float | None, int | None]:
-    """(mean, least) number of turns in flight over ``span``, from first byte out to last event; None without a span.
-
-    Turns that failed are not seen.
-    """
-    if span is None:
-        return None, None
-    begin, end = span
-    changes: list[tuple[int, int]] = []
-    for turn in turns:
-        first, last = max(turn.start_ns, begin), min(turn.event_ns[-1] if turn.event_ns else turn.start_ns, end)
-        if first < last:
-            changes += ((first, 1), (last, -1))
-    # A stream that is replaced at once is not missing: what begins counts before what ends.
-    changes.sort(key=lambda change: (change[0], -change[1]))
-    in_flight, least, area, since = 0, None, 0, begin
-    for at, change in (*changes, (end, 0)):
-        if at > since:
-            area += in_flight * (at - since)
-            least = in_flight if least is None else min(least, in_flight)
-            since = at
-        in_flight += change
-    return area / (end - begin), least
 
 
 async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *, progress: Progress) -> Sent:
@@ -219,7 +224,8 @@ async def drive(client: StreamingClient, tokenizer: ChatTokenizer, load: Load, *
     (share,) = shares(load)
     tally = Tally(len(share.conversations), progress)
     ready = await prepare(client, share)
-    return tally.sent([await play(client, LocalChat(tokenizer), share, ready, tally.add)], workers=1)
+    played = await play(client, LocalChat(tokenizer), share, ready, tally.add)
+    return tally.sent([played], workers=1, open_loop=load.arrivals is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,53 +260,93 @@ async def prepare(client: StreamingClient, share: Share) -> deque[_Ready]:
 
 async def play(client: StreamingClient, chat: Chat, share: Share, queue: deque[_Ready], report: Report) -> Played:
     """Play a share that is prepared."""
-    in_flight = 0
-    full_ns: int | None = None
-    drained_ns: int | None = None
-
     delays: list[float] = []
-
-    async def stream() -> None:
-        nonlocal in_flight, full_ns, drained_ns
-        due_ns = began_ns
-        while queue:
-            ready = queue.popleft()
-            in_flight += 1
-            if in_flight == share.concurrency and full_ns is None:
-                full_ns = time.perf_counter_ns()
-            try:
-                due_ns = await _converse(client, chat, ready, share, report, due_ns, delays)
-            finally:
-                in_flight -= 1
-                if not queue and drained_ns is None:
-                    drained_ns = time.perf_counter_ns()
-            report(ready.place, Ended())
-
     lags: list[float] = []
-    streams: list[asyncio.Task[None]] = []
-    with _at_rest():
-        probe = asyncio.create_task(_probe_lag(lags))
+
+    async def converse(ready: _Ready, due_ns: int) -> int:
+        next_ns = await _converse(client, chat, ready, share, report, due_ns, delays)
+        report(ready.place, Ended())
+        return next_ns
+
+    loop = _ClosedLoop(converse, share.concurrency) if share.due_ns is None else _OpenLoop(converse, share.due_ns)
+    with at_rest():
+        probe = asyncio.create_task(probe_lag(lags))
         cpu_began, began_ns = time.process_time(), time.perf_counter_ns()
         try:
-            for _ in range(share.streams):
-                streams.append(asyncio.create_task(stream()))
-                # One send at a time: otherwise the first events wait until the last request is out.
-                await asyncio.sleep(0)
-            await asyncio.gather(*streams)
+            await loop.run(queue, began_ns)
         finally:
-            for task in [probe, *streams]:
+            for task in [probe, *loop.tasks]:
                 task.cancel()
-            await asyncio.gather(probe, *streams, return_exceptions=True)
+            await asyncio.gather(probe, *loop.tasks, return_exceptions=True)
     # A burst of a fraction of a second is no load.
     elapsed = max((time.perf_counter_ns() - began_ns) / 1e9, 1.0)
     return Played(
-        full_ns=full_ns,
-        drained_ns=drained_ns,
-        lag_p99_s=_p99(lags),
+        full_ns=loop.full_ns,
+        drained_ns=loop.drained_ns,
+        lag_p99_s=p99(lags),
         cpu_share=(time.process_time() - cpu_began) / elapsed,
-        send_delay_p99_s=_p99(delays),
+        send_delay_p99_s=p99(delays),
         kernel_stamped=client.kernel_stamped,
     )
+
+
+_Converse = Callable[[_Ready, int], Awaitable[int]]
+"""Plays a conversation that is due at a time; gives when it was over."""
+
+
+class _ClosedLoop:
+    """``concurrency`` streams, each of which begins a conversation when the one before is over."""
+
+    def __init__(self, converse: _Converse, concurrency: int) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.full_ns: int | None = None
+        self.drained_ns: int | None = None
+        self._converse, self._concurrency, self._in_flight = converse, concurrency, 0
+
+    async def run(self, queue: deque[_Ready], began_ns: int) -> None:
+        """Until the queue is empty and all that it held is over."""
+        for _ in range(min(self._concurrency, len(queue))):
+            self.tasks.append(asyncio.create_task(self._stream(queue, began_ns)))
+            # One send at a time: otherwise the first events wait until the last request is out.
+            await asyncio.sleep(0)
+        await asyncio.gather(*self.tasks)
+
+    async def _stream(self, queue: deque[_Ready], due_ns: int) -> None:
+        while queue:
+            ready = queue.popleft()
+            self._in_flight += 1
+            if self._in_flight == self._concurrency and self.full_ns is None:
+                self.full_ns = time.perf_counter_ns()
+            try:
+                due_ns = await self._converse(ready, due_ns)
+            finally:
+                self._in_flight -= 1
+                if not queue and self.drained_ns is None:
+                    self.drained_ns = time.perf_counter_ns()
+
+
+class _OpenLoop:
+    """Conversations that begin at their times, in ns after the beginning, whatever is in flight."""
+
+    def __init__(self, converse: _Converse, due_ns: Sequence[int]) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.full_ns: int | None = None
+        self.drained_ns: int | None = None
+        self._converse, self._due_ns = converse, due_ns
+
+    async def run(self, queue: deque[_Ready], began_ns: int) -> None:
+        """Until the queue is empty and all that it held is over."""
+        for after_ns in self._due_ns:
+            due_ns = began_ns + after_ns
+            await asyncio.sleep(max(0.0, (due_ns - time.perf_counter_ns()) / 1e9))
+            self.tasks.append(asyncio.create_task(self._conversation(queue.popleft(), due_ns)))
+        self.drained_ns = time.perf_counter_ns()
+        await asyncio.gather(*self.tasks)
+
+    async def _conversation(self, ready: _Ready, due_ns: int) -> None:
+        await self._converse(ready, due_ns)
+        if self.full_ns is None:
+            self.full_ns = time.perf_counter_ns()
 
 
 def _order(load: Load) -> list[Conversation]:
@@ -355,37 +401,3 @@ async def _converse(
             reply = await chat.decode(turn.output_ids or ()) if turn.text is None else turn.text
             messages.append({"role": "assistant", "content": reply})
     return due_ns
-
-
-@contextlib.contextmanager
-def _at_rest() -> Iterator[None]:
-    """Keep the garbage collector and other threads from holding up the event loop for tens of ms.
-
-    What is there already is not looked at, and of what is new only the youngest two generations are:
-    turns make no cycles, so that the third would only walk through what has been measured.
-    """
-    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*thresholds[:2], 1 << 30)
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
-async def _probe_lag(lags: list[float]) -> None:
-    """Record how late the event loop wakes a sleeper; that is how late a read can be."""
-    while True:
-        before = time.perf_counter()
-        await asyncio.sleep(LAG_PROBE_S)
-        lags.append(max(0.0, time.perf_counter() - before - LAG_PROBE_S))
-
-
-def _p99(values: Sequence[float]) -> float:
-    if not values:
-        return 0.0
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

@@ -50,11 +50,12 @@ def send(
 ) -> Sent:
     """Play a load from ``workers`` processes, by default as many as its streams need and the machine has.
 
-    Raises ConfigError when the limit on open files is too low for its streams, before anything is sent.
+    Raises ConfigError when the limit on open files is too low for its streams, before anything is sent: in an
+    open loop for all that may pile up.
     """
-    streams = min(load.concurrency, len(load.conversations) * load.repeats)
-    number = workers_for(streams, _cpus()) if workers is None else workers
-    require_descriptors(math.ceil(streams / number))
+    # What a server is sized for is what it streams at once, whatever piles up in front of it.
+    number = workers_for(min(load.concurrency, load.streams), _cpus()) if workers is None else workers
+    require_descriptors(math.ceil(load.streams / number), open_loop=load.arrivals is not None)
 
     async def here() -> Sent:
         async with StreamingClient(engine, base_url, concurrency=load.concurrency) as client:
@@ -71,7 +72,7 @@ def workers_for(streams: int, cpus: int) -> int:
     return max(1, min(math.ceil(streams / STREAMS_PER_PROCESS), cpus // 2))
 
 
-def require_descriptors(streams: int) -> None:
+def require_descriptors(streams: int, *, open_loop: bool = False) -> None:
     """See to it that this process, and each that it starts, can open ``streams`` sockets.
 
     Raises the soft limit if that does it, else ConfigError.
@@ -83,7 +84,8 @@ def require_descriptors(streams: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ConfigError(
             f"{streams} streams at once need {needed} open files, and the limit is {hard}; "
-            "raise it (ulimit -n, LimitNOFILE of systemd, --ulimit nofile of docker) or lower --speedbench-concurrency"
+            "raise it (ulimit -n, LimitNOFILE of systemd, --ulimit nofile of docker) or lower "
+            + ("--speedbench-prompts (arrivals do not wait)" if open_loop else "--speedbench-concurrency")
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
@@ -158,7 +160,12 @@ async def spread(
             worker.writer.write(packed(Go()))
         await asyncio.gather(*(_follow(worker, tokenizer, tally) for worker in workers))
     played = [worker.played for worker in workers if worker.played is not None]
-    return tally.sent(played, workers=number, clock_error_s=max(worker.clock_error_s for worker in workers))
+    return tally.sent(
+        played,
+        workers=number,
+        open_loop=load.arrivals is not None,
+        clock_error_s=max(worker.clock_error_s for worker in workers),
+    )
 
 
 @contextlib.asynccontextmanager

@@ -69,10 +69,12 @@ class Reception:
         now_ns = self.clock()
         if not ancillary:
             return now_ns
-        wall_ns = time.time_ns()
-        while self.clock() - now_ns > _SAME_MOMENT_NS:
-            now_ns, wall_ns = self.clock(), time.time_ns()
-        # The kernel stamps by the wall clock, which can be set; over the age of a stamp it hardly ever is.
+        while True:
+            before_ns, wall_ns, now_ns = now_ns, time.time_ns(), self.clock()
+            if now_ns - before_ns <= _SAME_MOMENT_NS:
+                break
+        # The kernel stamps by the wall clock, which can be set; over the age of a stamp it hardly ever is. That clock
+        # is read first, so that a stamp can be a little late but never before what it stamps.
         seconds, rest = _TIMESPEC.unpack(ancillary[0][2])
         age_ns = wall_ns - seconds * 10**9 - rest
         if not 0 <= age_ns < _MAX_AGE_NS:

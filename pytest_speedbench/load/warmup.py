@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_speedbench.load.driver import Conversation
+from pytest_speedbench.measure.samples import Turn
 from pytest_speedbench.tokenize import ChatTokenizer
 
 OUTPUT_TOKENS = 16
@@ -43,6 +44,13 @@ class Warmup:
     def over(self) -> bool:
         """Whether to stop: steady, or as long as is reasonable."""
         return self.steady or len(self.seconds) >= MAX_ROUNDS or sum(self.seconds) >= MAX_S
+
+
+def round_s(turns: Sequence[Turn]) -> float:
+    """How long a round took: from its first request to its last token, without what comes before (worker processes)."""
+    if not turns:
+        return 0.0
+    return (max(turn.event_ns[-1] for turn in turns) - min(turn.start_ns for turn in turns)) / 1e9
 
 
 def rough_length(tokens: int) -> int:
