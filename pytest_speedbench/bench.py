@@ -236,11 +236,13 @@ class Bench:
                 f"{profile.label}: attached to {profile.base_url}, which someone else runs: its flags, its GPUs and "
                 "whether others use it cannot be verified, and limits that ask for a GPU do not apply"
             )
+        arrivals = self.plan.settings.arrivals
         record = replace(
             _record(profile),
             version=running.description.version,
             resolved={
                 **dataclasses.asdict(self.plan.settings.sampling),
+                **({} if arrivals is None else {"arrival_rate": arrivals.rate, "arrivals": arrivals.kind}),
                 **({} if profile.base_url is not None else dataclasses.asdict(running.capacity)),
                 **running.description.resolved,
                 "chat_template_and_tokenizer_sha256": running.prepared.tokenizer.sha256,

@@ -17,7 +17,7 @@ from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, judge
 from pytest_speedbench.gates.waivers import apply, waiver_of
 from pytest_speedbench.measure import gpu_validity
 from pytest_speedbench.measure.acceptance import Acceptance
-from pytest_speedbench.measure.checks import Reason, client_problem, concurrency_problem, problems
+from pytest_speedbench.measure.checks import Reason, concurrency_problem, load_problem, problems
 from pytest_speedbench.measure.gpu_record import GpuWindow
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.runs import Run, mean_metrics, pooled_acceptance, prompt_lengths
@@ -88,7 +88,7 @@ class Assessed:
 def assess(window: Window, speculation: Speculation, seed_parts: Sequence[str]) -> Assessed:
     """Check and reduce one measured window. ``seed_parts`` (the item's id, say) seed the intervals."""
     reasons = list(problems(window, speculation=speculation.active, draft_tokens=speculation.draft_tokens))
-    concurrency = concurrency_problem(window)
+    concurrency = concurrency_problem(window, open_loop=window.arrival_rate is not None)
     if concurrency is not None:
         reasons.append(concurrency)
     reasons += gpu_validity.problems(window.gpus)
@@ -172,7 +172,7 @@ def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
 
 def _saturated(windows: Sequence[Window]) -> list[Reason]:
     """A client too slow to time anything."""
-    problems = {window.cell.name: client_problem(window.client) for window in windows}
+    problems = {window.cell.name: load_problem(window, open_loop=window.arrival_rate is not None) for window in windows}
     return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
 
 
@@ -184,7 +184,8 @@ def _throttled(windows: Sequence[Window]) -> list[Reason]:
 
 def _not_held(windows: Sequence[Window]) -> list[Reason]:
     """Fewer conversations than the concurrency say nothing of rates and latencies at it."""
-    short = [w for w in windows if w.cell.split == "qualitative" and len(w.planned) < w.cell.concurrency]
+    closed = [w for w in windows if w.arrival_rate is None]
+    short = [w for w in closed if w.cell.split == "qualitative" and len(w.planned) < w.cell.concurrency]
     return [
         Reason(
             "concurrency_not_held",

@@ -61,6 +61,17 @@ def temperature(name: str, value: str) -> float:
     return number
 
 
+def above_zero(name: str, value: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"--speedbench-{name}={value}: give a number above 0")
+    return number
+
+
 def flag(name: str, value: str) -> bool:
     """true/false in the spellings of ini files."""
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -176,6 +187,16 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "concurrency", whole_numbers, "conversations in flight (comma list)", aliases=("batch-size",), metavar="N[,N]"
+    ),
+    Option(
+        "arrival-rate",
+        above_zero,
+        "open loop: so many conversations begin per second, whatever is in flight; measured, not compared with limits "
+        "(default: closed loop at the cell's concurrency)",
+        metavar="R",
+    ),
+    Option(
+        "arrivals", one_of("poisson", "fixed"), "how arrivals are spaced: poisson or fixed", "poisson", metavar="HOW"
     ),
     Option(
         "dataset",

@@ -31,6 +31,7 @@ from pytest_speedbench.engines.gpus import Gpu, Gpus
 from pytest_speedbench.engines.process import require_free
 from pytest_speedbench.errors import ConfigError, EngineError
 from pytest_speedbench.load import warmup
+from pytest_speedbench.load.arrivals import Arrivals
 from pytest_speedbench.load.client import post, post_json
 from pytest_speedbench.load.driver import Conversation, Load, Progress, Sent
 from pytest_speedbench.load.spread import send
@@ -207,7 +208,14 @@ class RunningEngine:
         # New sensors for every window, since they tell what is new in it.
         sensors = () if self.border is None else self.border.sensors(self.gpus)
         with self._counters_read(), watched(sensors, self.server.owns) as watch:
-            sent = self._send(tuple(conversations), cell.concurrency, sampling, progress, repeats=repeats)
+            sent = self._send(
+                tuple(conversations),
+                cell.concurrency,
+                sampling,
+                progress,
+                repeats=repeats,
+                arrivals=self.settings.arrivals,
+            )
         if sent.failures:
             # A process that was killed needs a moment until its end can be seen.
             time.sleep(0.5)
@@ -224,6 +232,7 @@ class RunningEngine:
             steady_ns=sent.steady_ns,
             steps=steps,
             gpus=watch.windows(),
+            arrival_rate=sent.arrival_rate,
         )
 
     def _warm(self, cell: Cell, conversations: Sequence[Conversation], *, streams: int) -> None:
@@ -243,13 +252,12 @@ class RunningEngine:
             requests = warmup.conversations(
                 self.prepared.tokenizer, number=streams, length=length, round_index=len(done.seconds)
             )
-            began = time.monotonic()
             sent = self._send(requests, streams, sampling, lambda *_: None)
             if sent.failures:
                 failure = sent.failures[0]
                 self._notes.append(f"{cell.id(with_concurrency=True)} was not warmed up ({failure.message})")
                 return
-            done = warmup.Warmup((*done.seconds, time.monotonic() - began))
+            done = warmup.Warmup((*done.seconds, warmup.round_s(sent.turns)))
         if not done.steady:
             rounds = ", ".join(f"{seconds:.2f}" for seconds in done.seconds[-4:])
             self._notes.append(
@@ -294,6 +302,7 @@ class RunningEngine:
         progress: Progress,
         *,
         repeats: int = 1,
+        arrivals: Arrivals | None = None,
     ) -> Sent:
         settings = self.settings
         load = Load(
@@ -304,6 +313,7 @@ class RunningEngine:
             settings.seed,
             repeats=repeats,
             vocabulary=self.prepared.vocabulary,
+            arrivals=arrivals,
         )
         return send(self.prepared.engine, self.base_url, self.prepared.tokenizer, load, progress=progress)
 

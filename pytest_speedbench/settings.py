@@ -12,6 +12,7 @@ from pytest_speedbench.data.loading import MINI
 from pytest_speedbench.engines import embedded, registry
 from pytest_speedbench.engines.base import Profile, Sampling, Speculation
 from pytest_speedbench.errors import ConfigError
+from pytest_speedbench.load.arrivals import Arrivals
 from pytest_speedbench.names import BASELINE, CONTROL_KINDS, PLAIN
 from pytest_speedbench.options import BY_KEY, OPTIONS, Option, Resolved, parsed, resolve
 
@@ -57,6 +58,7 @@ class Settings:
     prompt_order: str
     sampling: Sampling
     seed: int
+    arrivals: Arrivals | None
     thresholds: Path
     thresholds_origin: str
     measure_only: bool
@@ -128,6 +130,11 @@ def build(
         )
 
     settings = build_with({})
+    spaced = option("arrivals")
+    if spaced.origin != "default" and settings.arrivals is None:
+        raise ConfigError(
+            "--speedbench-arrivals spaces the conversations of --speedbench-arrival-rate; give a rate too"
+        )
     if len(settings.starts) > 1 and settings.inconclusive == "rerun":
         raise ConfigError(
             f"--speedbench-starts={_shown(settings.starts)} adds engine starts to inconclusive cells already, so "
@@ -274,8 +281,9 @@ def _build(
         seed=value("seed"),
         thresholds=thresholds,
         thresholds_origin=thresholds_origin,
-        # Random prompts are a control: there is nothing to judge them by.
-        measure_only=value("measure_only") or dataset is None,
+        arrivals=None if value("arrival_rate") is None else Arrivals(value("arrival_rate"), value("arrivals")),
+        # Random prompts are a control, and limits are for a concurrency that is held: there is nothing to judge by.
+        measure_only=value("measure_only") or dataset is None or value("arrival_rate") is not None,
         inconclusive=value("inconclusive"),
         starts=value("starts") or (1,),
         repeats=value("repeats"),

@@ -11,11 +11,10 @@ from pytest_speedbench.comparison.judging import Compared
 from pytest_speedbench.comparison.sources import Side
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.report.fingerprint import Difference
-from pytest_speedbench.report.markdown import escape
 from pytest_speedbench.report.result_json import cell_to_json, number
 from pytest_speedbench.report.run_info import plain_json
 from pytest_speedbench.report.table import Column, Row, plain, table, wrap
-from pytest_speedbench.report.wording import MISSING, one_line, percent, quantity, short_name
+from pytest_speedbench.report.wording import MISSING, escape, one_line, percent, quantity, short_name
 
 COLUMNS = (
     Column("cell", left=True),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.measure.diagnosis import Cause
 from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.names import CROSSOVER, LOSSLESS
 
-DROP = 0.05
-"""A conditional acceptance that fell by more than this share of its reference has dropped."""
-
-_FIRST_POSITION = "weights, chat template or sampling"
-_LATER_POSITION = "drafter state or KV, not template"
 _MOST_DECIMALS = 9
 
 
@@ -22,15 +19,21 @@ def failure_text(
     engine: str,
     conversations: int,
     conditional: Sequence[float],
+    cause: Cause | None = None,
     reproduce: str,
 ) -> str:
     """Everything about one gate that did not pass, the first line complete in itself.
 
-    ``conditional`` is the measured conditional acceptance per draft position, empty if unknown.
+    ``conditional`` is the measured conditional acceptance per draft position, empty if unknown; ``cause`` what is
+    likely behind the miss.
     """
-    lines = [first_line(gate, where=where, engine=engine), _evidence_line(gate, conversations)]
+    lines = [first_line(gate, where=where, engine=engine)]
+    if gate.kind != LOSSLESS and gate.metric != CROSSOVER:
+        lines.append(_evidence_line(gate, conversations))
     if conditional and _is_acceptance(gate):
-        lines.append(conditional_line(conditional, gate.conditional_reference))
+        lines.append(_conditional_line(conditional, gate.conditional_reference, cause))
+    elif cause is not None:
+        lines.append(f"likely cause: {cause.text}")
     lines.append(f"reproduce: {reproduce}")
     return "\n  ".join(lines)
 
@@ -41,27 +44,21 @@ def first_line(gate: GateResult, *, where: str, engine: str) -> str:
     return " · ".join((f"{gate.verdict.value} {comparison(gate)}", *waiver, where, engine, gate.source))
 
 
-def conditional_line(measured: Sequence[float], reference: Sequence[float]) -> str:
-    """Conditional acceptance per draft position and, beside a reference, where it begins to drop."""
+def _conditional_line(measured: Sequence[float], reference: Sequence[float], cause: Cause | None) -> str:
     text = f"conditional acceptance {_shares(measured)}"
-    if not reference:
-        return text
-    text += f" (was {_shares(reference)})"
-    dropped = [
-        position
-        for position, (now, was) in enumerate(zip(measured, reference, strict=False), start=1)
-        if now < was * (1 - DROP)
-    ]
-    if not dropped:
-        return f"{text}: no draft position dropped by more than {_percent(DROP)}"
-    cause = _FIRST_POSITION if dropped[0] == 1 else _LATER_POSITION
-    return f"{text}: drop starts at draft position {dropped[0]} → {cause}"
+    if reference:
+        text += f" (was {_shares(reference)})"
+    return text if cause is None else f"{text}: {cause.text}"
 
 
 def comparison(gate: GateResult) -> str:
     """``acceptance_length 2.314 < limit 2.382 (−4.8 % from 2.431, margin 2 %, noise ±0.5 %)``."""
     if gate.verdict is Verdict.INVALID:
         return f"{gate.metric} {gate.reason}: {gate.note}"
+    if gate.kind == LOSSLESS:
+        return f"lossless: {gate.note}"
+    if gate.metric == CROSSOVER:
+        return f"crossover {gate.value:.0f}, limit {gate.limit:.0f}: {gate.note}"
     value, limit = _quantities(gate)
     met = gate.value <= gate.limit if gate.ceiling else gate.value >= gate.limit
     relation = {(True, True): "≤", (True, False): ">", (False, True): "≥", (False, False): "<"}[gate.ceiling, met]
@@ -81,7 +78,12 @@ def _context(gate: GateResult) -> str:
 
 
 def _evidence_line(gate: GateResult, conversations: int) -> str:
-    parts = [f"reference from {gate.evidence}" if gate.evidence else "hand-written limit without a reference"]
+    if gate.kind == "paired":
+        parts = [f"reference measured beside it{f', {gate.note}' if gate.note else ''}"]
+    else:
+        parts = [f"reference from {gate.evidence}" if gate.evidence else "hand-written limit without a reference"]
+        if gate.evidence and gate.note:
+            parts.append(gate.note)
     parts.append(f"n = {conversations} conversation{'' if conversations == 1 else 's'}")
     if gate.mde_not_passed is not None and gate.mde_failed is not None:
         effect = "rise" if gate.ceiling else "drop"

@@ -204,6 +204,7 @@ class Window:
     ``steady_ns`` is the span in which the asked concurrency was held, None if it never was.
     ``steps`` is what ``measure.steps.settle`` made of it, None for a window of turns that have their own.
     It is repeat ``repeat`` of engine start ``start``, both from 0. ``gpus`` is what was seen of the engine's GPUs.
+    ``arrival_rate`` is how many conversations began per second in an open loop, None in a closed one.
     """
 
     cell: Cell
@@ -217,3 +218,4 @@ class Window:
     start: int = 0
     repeat: int = 0
     gpus: tuple[GpuWindow, ...] = ()
+    arrival_rate: float | None = None

@@ -10,10 +10,9 @@ from pytest_speedbench.gates.crossover import ENOUGH_STARTS, Answer, Bounds, Cro
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.measure.metrics import Metric
 from pytest_speedbench.measure.speedup import ASSUMED_NOISE, PER_PROMPT, SPEEDUP, TOTAL_TIME
-from pytest_speedbench.report.markdown import escape
 from pytest_speedbench.report.result_json import cell_to_json, number
 from pytest_speedbench.report.table import BOLD, Column, Line, Markup, Row, is_utf8, table, wrap
-from pytest_speedbench.report.wording import MISSING, one_line, percent
+from pytest_speedbench.report.wording import MISSING, escape, one_line, percent
 from pytest_speedbench.results import CellResult
 
 _MARKS = {Answer.PAYS: "▲", Answer.OPEN: "○", Answer.COSTS: "▼"}

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from pytest_speedbench.gates import wording as gate_wording
-from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.measure.diagnosis import Cause, Change, Symptoms, change, conditional_changes, diagnose
 from pytest_speedbench.report.ranking import deciding_gate, verdict_word
 from pytest_speedbench.report.run_info import EngineRecord
 from pytest_speedbench.report.wording import cell_name, draft_positions, first_line, one_line, reasons
@@ -42,6 +43,7 @@ def failure_text(result: CellResult, engine: EngineRecord | None = None, *, opti
         engine=_name(result, engine),
         conversations=result.conversations,
         conditional=draft_positions(result),
+        cause=_cause(result, gate),
         reproduce=again,
     )
     others = [other for other in result.gates if other is not gate and other.verdict is not Verdict.PASS]
@@ -64,6 +66,31 @@ def reproduce(result: CellResult, engine: EngineRecord | None, options: Sequence
         words.append(f"--speedbench-category={cell.category}")
     words.append(f"--speedbench-concurrency={cell.concurrency}")
     return shlex.join([*words, *options])
+
+
+def _cause(result: CellResult, gate: GateResult) -> Cause | None:
+    """What is likely behind a miss, from what the limit's evidence tells of before."""
+    if gate.reference is None or gate.verdict is Verdict.PASS:
+        return None
+    conditional: tuple[Change, ...] = ()
+    if result.acceptance is not None and gate.conditional_reference:
+        conditional = conditional_changes(result.acceptance.decode_histogram, gate.conditional_reference)
+    moved = {
+        f"{each.metric.removesuffix('_s')}": change(each.metric, each.value, each.reference)
+        for each in result.gates
+        if each.reference and each.value > 0
+    }
+    return diagnose(
+        Symptoms(
+            conditional=conditional,
+            acceptance_length=moved.get("acceptance_length"),
+            step_s=moved.get("step_p50"),
+            ttft_s=moved.get("ttft_p50"),
+            output_tps=moved.get("output_tps") or moved.get("steady_output_tps"),
+            throttled=any(reason.code == "gpu_throttled" for reason in result.reasons) or None,
+        ),
+        gate.metric,
+    )
 
 
 def _name(result: CellResult, engine: EngineRecord | None) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pytest_speedbench.report import crossover
 from pytest_speedbench.report.control import COLUMNS, NOTE, TITLE, pairs
 from pytest_speedbench.report.failure import headline
 from pytest_speedbench.report.ranking import by_profile, deciding_gate, outcome, verdict_word, worst_first
 from pytest_speedbench.report.run_info import RunInfo
 from pytest_speedbench.report.terminal import header_lines
-from pytest_speedbench.report.wording import MISSING, item_name, limit, number, one_line, percent
+from pytest_speedbench.report.wording import MISSING, escape, item_name, limit, number, percent
 from pytest_speedbench.results import CellResult
 
 _ICONS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "⚠️", "INVALID": "🚫", "WAIVED": "🩹", "UNGATED": "▫️"}
@@ -24,7 +24,6 @@ _MEANING = {
 }
 _HEAD = ("", "cell", "n", "AL", "95 % interval", "TPS", "limit", "headroom", "verdict")
 _ALIGN = (":-", ":-", "-:", "-:", "-:", "-:", ":-", "-:", ":-")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&@])")
 
 
 def summary_markdown(run: RunInfo, results: Sequence[CellResult], *, most_bytes: int | None = None) -> str:
@@ -37,11 +36,6 @@ def summary_markdown(run: RunInfo, results: Sequence[CellResult], *, most_bytes:
         kept //= 2
         text = _markdown(run, results, kept)
     return text
-
-
-def escape(text: str) -> str:
-    """Text that markdown and a table cell show as it is: no markup, no HTML, no mention, one line."""
-    return _SPECIAL.sub(r"\\\1", one_line(text)).replace("\\@", "&#64;").replace("\\<", "&lt;")
 
 
 def _markdown(run: RunInfo, results: Sequence[CellResult], most_cells: int) -> str:
@@ -57,6 +51,8 @@ def _markdown(run: RunInfo, results: Sequence[CellResult], most_cells: int) -> s
         lines += [_table_row(_cells(result)) for result in group]
         lines.append("")
         lines += _control(group)
+        speedups = crossover.markdown(crossover.from_results(group, profile))
+        lines += [speedups, ""] if speedups else []
     if len(shown) < len(results):
         lines += [f"{len(results) - len(shown)} more cells are in the artifact; this page is limited in size.", ""]
     open_cells = [result for result in shown if verdict_word(result) not in ("PASS", "UNGATED")]

@@ -35,6 +35,7 @@ def window_lines(profile: str, window: Window, *, keep_output_ids: bool, redacto
         **head,
         "start": window.start,
         "repeat": window.repeat,
+        "arrival_rate": number(window.arrival_rate),
         "planned": [list(pair) for pair in window.planned],
         "counters": {name: getattr(window.counters, name) for name in (*COUNTERS, "slack")},
         "client": _client_to_json(window.client),
@@ -147,6 +148,7 @@ class Lines:
             # Logs written before there were several starts and repeats have neither.
             start=head.integer("start") if head.has("start") else 0,
             repeat=head.integer("repeat") if head.has("repeat") else 0,
+            arrival_rate=head.optional_number("arrival_rate") if head.has("arrival_rate") else None,
         )
         return head.text("profile"), window
 

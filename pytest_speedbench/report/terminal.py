@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.report import crossover
 from pytest_speedbench.report.control import control_lines
 from pytest_speedbench.report.histogram import histogram_lines
 from pytest_speedbench.report.ranking import UNGATED, WAIVED, by_profile, deciding_gate, verdict_word, worst_first
@@ -100,6 +101,7 @@ def summary_lines(
         lines += [[("", {})], *histogram] if histogram else []
         lines.append([("", {})])
         lines += control_lines(group, width=width, encoding=encoding)
+        lines += crossover.lines(crossover.from_results(group, profile), width=width, encoding=encoding)
     lines += _counts(results, width, encoding)
     for notice in _notices(results, measure_only=measure_only, partial=partial):
         lines += [[(text, _MARKUP["INCONCLUSIVE"])] for text in wrap(notice, width, "", encoding)]

@@ -9,6 +9,7 @@ from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.gates.wording import comparison
 from pytest_speedbench.measure.acceptance import conditional_by_position
 from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.names import LOSSLESS
 from pytest_speedbench.results import CellResult
 
 MISSING = "–"
@@ -28,6 +29,7 @@ _SHORT = {
     "speedup_per_prompt": "speed-up per prompt",
     "speedup_total_time": "speed-up of all",
 }
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&@])")
 _ASCII = str.maketrans(
     {
         "–": "-",
@@ -59,6 +61,8 @@ def number(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     unit = _unit(metric)
+    if unit in ("streams", "turns"):
+        return f"{value:.0f}"
     if unit == "s":
         value *= 1000
     elif unit != "tokens/s":
@@ -82,6 +86,8 @@ def percent(share: float | None, *, signed: bool = False) -> str:
 
 def limit(gate: GateResult) -> str:
     """``AL ≥ 2.382``, ``TTFT p95 ≤ 200 ms``."""
+    if gate.kind == LOSSLESS:
+        return "no mismatch"
     sign = "≤" if gate.ceiling else "≥"
     return f"{short_name(gate.metric)} {sign} {quantity(gate.metric, gate.limit)}"
 
@@ -99,7 +105,8 @@ def draft_positions(result: CellResult) -> tuple[float, ...]:
 def cell_name(result: CellResult) -> str:
     """``coding``, or ``8k-mixed-c32`` where concurrency is part of the cell's name."""
     cell = result.cell
-    return f"{cell.name}-c{cell.concurrency}" if cell.split == "throughput" else cell.name
+    has_concurrency = cell.split == "throughput" and not cell.is_crossover
+    return f"{cell.name}-c{cell.concurrency}" if has_concurrency else cell.name
 
 
 def item_name(result: CellResult) -> str:
@@ -128,6 +135,11 @@ def first_line(text: str) -> str:
     return one_line((text.splitlines() or [""])[0])
 
 
+def escape(text: str) -> str:
+    """Text that markdown and a table cell show as it is: no markup, no HTML, no mention, one line."""
+    return _SPECIAL.sub(r"\\\1", one_line(text)).replace("\\@", "&#64;").replace("\\<", "&lt;")
+
+
 def ascii_only(text: str) -> str:
     """The same words without any glyph that a terminal in another encoding could not show."""
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
@@ -147,7 +159,9 @@ def reasons(result: CellResult) -> list[str]:
         for gate in result.gates:
             if gate.verdict is verdict and gate.reason not in told:
                 lines.append(f"{one_line(comparison(gate))} · {one_line(gate.source)}")
-    return lines
+    # Of what is worked out from other cells the number alone says little.
+    passed = [gate for gate in result.gates if gate.verdict is Verdict.PASS and result.cell.is_derived]
+    return lines + [one_line(comparison(gate)) for gate in passed if not result.cell.is_overall]
 
 
 def _unit(metric: str) -> str:

@@ -29,6 +29,8 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "allow-partial": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "completions": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "prompt-order": [("round-robin", "round-robin"), ("stratified", "stratified")],
+    "arrival-rate": [("0.5", 0.5), ("4", 4.0), ("1e2", 100.0), ("7.25", 7.25)],
+    "arrivals": [("fixed", "fixed"), ("poisson", "poisson")],
     "lossless": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "speedup": [("true", True), ("no", False), ("ON", True), ("0", False)],
     "inconclusive": [("fail", "fail"), ("warn", "warn"), ("rerun", "rerun")],

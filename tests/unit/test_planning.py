@@ -62,6 +62,7 @@ def settings_of(place: Path, **fields: Any) -> Settings:
         prompt_order="stratified",
         sampling=Sampling(osl_cap=32),
         seed=0,
+        arrivals=None,
         thresholds=place / "thresholds",
         thresholds_origin="default",
         measure_only=False,

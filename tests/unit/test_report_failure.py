@@ -19,8 +19,8 @@ def test_a_missed_floor() -> None:
         " · overall · vllm 0.24.0 · thresholds/h100-eagle3.yaml:14",
         "  reference from 6 starts × 2 repeats on 2026-12-01 · n = 880 conversations"
         " · not passed at a drop of 1.9 %, failed at 2.2 %",
-        "  conditional acceptance 0.51 0.58 0.59 (was 0.53 0.62 0.70): drop starts at draft position 2"
-        " → drafter state or KV, not template",
+        "  conditional acceptance 0.51 0.58 0.59 (was 0.53 0.62 0.70): drop starts at draft position 2 (0.62 → 0.58)"
+        " → drafter state or KV cache, not the template",
         "  reproduce: pytest --speedbench-engine=vllm --speedbench-split=qualitative --speedbench-concurrency=32"
         " --speedbench-seed=7",
     ]
@@ -68,4 +68,4 @@ def test_a_draft_position_that_is_never_accepted_any_more_is_named() -> None:
     acceptance = Acceptance(collapsed, {}, {}, decode_histogram=collapsed)
     gates = (replace(FAILED.gates[0], conditional_reference=(0.5, 0.4, 0.44)),)
     text = failure_text(replace(FAILED, acceptance=acceptance, gates=gates), ENGINE)
-    assert "conditional acceptance 0.50 0.40 0.00 (was 0.50 0.40 0.44): drop starts at draft position 3" in text
+    assert "conditional acceptance 0.50 0.40 0.00 (was 0.50 0.40 0.44): drop starts at draft position 3 (" in text

@@ -11,7 +11,7 @@ from pytest_speedbench.cells import Cell
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.report import github
-from pytest_speedbench.report.markdown import escape
+from pytest_speedbench.report.wording import escape
 from tests.unit.test_report_samples import EVERY, FAILED, INCONCLUSIVE, INVALID, PASSED, RUN, UNGATED
 
 EVIL = "100%\r\n::set-output name=x::y | <img src=x> `code` @team [a](b) *b*"
