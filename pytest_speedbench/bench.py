@@ -23,7 +23,7 @@ from pytest_speedbench.inputs import Inputs
 from pytest_speedbench.measure import gpu_validity
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.planning import Plan, PlannedCell
-from pytest_speedbench.report import artifact, run_info
+from pytest_speedbench.report import artifact, fingerprint, run_info
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
 from pytest_speedbench.report.result_json import redacted
@@ -123,6 +123,7 @@ class Bench:
             self._open_log,
             self.notes,
             own_cells=not self.suite,
+            unlike=self._unlike,
             beside=self.beside,
         )
         self._campaign = campaign
@@ -229,6 +230,14 @@ class Bench:
     def partial(self) -> bool:
         """Whether planned cells have no result."""
         return self.suite and len(self.results) < len(self.plan.cells)
+
+    def _unlike(self, one: str, other: str) -> tuple[str, ...]:
+        """What two engines of this run differ in that no upgrade changes; how they draft may be what is upgraded."""
+        before, after = self.run.engine(one), self.run.engine(other)
+        if before is None or after is None:
+            return ()
+        found = fingerprint.differences(self.run, before, self.run, after)
+        return tuple(str(difference) for difference in fingerprint.unlike(found, speculation=True))
 
     def _note_started(self, profile: Profile, running: RunningEngine, gpus: Sequence[Gpu]) -> None:
         if profile.base_url is not None:

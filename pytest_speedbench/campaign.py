@@ -100,6 +100,8 @@ class Campaign:
     log: Callable[[], RequestLog]
     notes: list[str]
     own_cells: bool
+    unlike: Callable[[str, str], tuple[str, ...]] = lambda one, other: ()
+    """What forbids to compare two profiles by label, in words."""
     beside: list[CellResult] = field(default_factory=list)
     """Cells of what the profile is compared with, which are not judged."""
     measured: dict[tuple[str, Cell], Measured] = field(default_factory=dict)
@@ -211,7 +213,10 @@ class Campaign:
             cells=tuple(
                 p.cell for p in self.inputs.plan.cells if p.profile is planned.profile and not p.cell.is_control
             ),
-            reasons=tuple(reason for each in runs for reason in each.reasons),
+            reasons=(
+                *(reason for each in runs for reason in each.reasons),
+                *(Reason("unlike", words) for words in self.unlike(old.label, planned.profile.label)),
+            ),
             timing=tuple(reason for each in runs for reason in each.timing),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_speedbench.cells import OVERALL
@@ -10,6 +11,7 @@ from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.limits import MIN_STARTS, CellPattern, Change, Evidence, Limit
 from pytest_speedbench.gates.yaml_nodes import Value
 from pytest_speedbench.measure.metrics import MetricSpec, gateable
+from pytest_speedbench.names import CROSSOVER
 
 ROUNDING = 0.001
 """How far, relatively, a written limit may lie from reference × (1 ∓ margin)."""
@@ -54,6 +56,8 @@ def parse_limit(metric: str, value: Value, pattern: CellPattern, context: Contex
         )
     entries = value.mapping(allowed=("min", "max", *_CALIBRATED, "history"))
     limit = _limit_value(spec, value, entries)
+    if metric == CROSSOVER:
+        return _crossover(value, limit, entries, pattern)
     _refuse_idle(spec, limit, context)
     estimator = context.estimator or "request_mean"
     history = _history(spec, limit, entries["history"], context) if "history" in entries else ()
@@ -76,6 +80,19 @@ def parse_limit(metric: str, value: Value, pattern: CellPattern, context: Contex
     _check_consistent(spec, limit, reference, margin)
     evidence = _evidence(spec, entries["evidence"], reference, context)
     return Limit(metric, limit.positive(), spec.ceiling, value.source, reference, margin, evidence, estimator, history)
+
+
+def _crossover(value: Value, limit: Value, entries: Mapping[str, Value], pattern: CellPattern) -> Limit:
+    """The limit on the largest concurrency at which speculation pays: of an ISL and difficulty, over concurrencies."""
+    if pattern.isl is None or pattern.difficulty is None or pattern.concurrency is not None:
+        raise value.error(
+            f"{value.name} is about all concurrencies of one ISL and difficulty, so its cell must name these two and "
+            f"no concurrency, but is {pattern}"
+        )
+    extra = [name for name in entries if name != "min"]
+    if extra:
+        raise entries[extra[0]].error(f"{value.name} takes a min only, not {extra[0]!r}")
+    return Limit(CROSSOVER, float(limit.count()), False, value.source)
 
 
 def _limit_value(spec: MetricSpec, value: Value, entries: dict[str, Value]) -> Value:

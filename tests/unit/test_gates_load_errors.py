@@ -527,3 +527,26 @@ def test_reference_to_itself_ends(tmp_path: Path) -> None:
     path.write_text("schema: 1\ngates: &loop\n  - *loop\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml:2: gates\[0\] must be a mapping, but is a list"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "limit", "line", "message"),
+    [
+        ("{isl: 1k, difficulty: mixed, concurrency: 8}", "{min: 4}", 4, "must name these two and no concurrency"),
+        ("{isl: 1k}", "{min: 4}", 4, "must name these two"),
+        ("{category: coding}", "{min: 4}", 4, "must name these two"),
+        ("{isl: 1k, difficulty: mixed}", "{max: 4}", 4, "its limit is a min, not a max"),
+        ("{isl: 1k, difficulty: mixed}", "{min: 4.5}", 4, "must be a whole number"),
+        ("{isl: 1k, difficulty: mixed}", "{min: 4, margin: 5%}", 4, "takes a min only, not 'margin'"),
+    ],
+)
+def test_a_crossover_is_a_whole_number_of_streams_over_all_concurrencies(
+    tmp_path: Path, cell: str, limit: str, line: int, message: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"schema: 1\ngates:\n  - cell: {cell}\n    crossover: {limit}\n")
+    with pytest.raises(ConfigError, match=rf"a\.yaml:{line}: .*{message}"):
+        load(path)
+    path.write_text("schema: 1\ngates:\n  - cell: {isl: 1k, difficulty: mixed}\n    crossover: {min: 64}\n")
+    (gate,) = load(path)[0].gates
+    assert (gate.limits[0].metric, gate.limits[0].value) == ("crossover", 64.0)
