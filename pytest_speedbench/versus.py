@@ -10,11 +10,11 @@ from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates.limits import Family
 from pytest_speedbench.gates.paired import Arm, judge_pair
 from pytest_speedbench.gates.verdict import GateResult, allocate, spent_rate
-from pytest_speedbench.measure.acceptance import conversations
+from pytest_speedbench.measure.acceptance import conditional_by_position, conversations
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric, MetricSpec
 from pytest_speedbench.measure.pairing import pair_turns
-from pytest_speedbench.measure.runs import Run
+from pytest_speedbench.measure.runs import Run, pooled_acceptance
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.speedup import decode_speedups, speedups
 
@@ -116,7 +116,14 @@ def paired_gates(
         )
         for name in metrics
     )
-    return gates if several else tuple(replace(gate, looks=look) for gate in gates)
+    before = _conditional(baseline.runs)
+    return tuple(replace(gate, looks=gate.looks if several else look, conditional_reference=before) for gate in gates)
+
+
+def _conditional(runs: Sequence[Run]) -> tuple[float, ...]:
+    """Conditional acceptance per draft position of all runs together."""
+    histogram = pooled_acceptance(runs).decode_histogram if runs else {}
+    return conditional_by_position(histogram, max(histogram) - 1) if histogram else ()
 
 
 def _margin(spec: MetricSpec, cell: Cell) -> float:

@@ -89,6 +89,9 @@ def test_an_engine_that_accepts_less_fails(upgrade: Path, serve: Serve) -> None:
     assert gate["reference"] == pytest.approx(old["metrics"]["acceptance_length"]["value"], rel=1e-9)
     assert gate["limit"] == pytest.approx(gate["reference"] * 0.98)
     assert f"FAIL acceptance_length {gate['value']:.3f} < limit {gate['limit']:.3f}" in files.text(result)
+    # Each draft was accepted with a probability of 0.7 by the old engine, and of 0.6 by the new one.
+    assert gate["conditional_reference"] == pytest.approx([0.7, 0.7, 0.7], abs=0.03)
+    assert "drop starts at draft position 1" in files.text(result)
 
 
 def test_a_baseline_that_lost_a_request_is_none(upgrade: Path, serve: Serve) -> None:
