@@ -135,6 +135,11 @@ def build(
         raise ConfigError(
             "--speedbench-arrivals spaces the conversations of --speedbench-arrival-rate; give a rate too"
         )
+    if settings.starts != (1,) and any(profile.base_url is not None for profile in settings.profiles):
+        raise ConfigError(
+            f"--speedbench-starts={_shown(settings.starts)}: a server that someone else runs is not started here; use "
+            "--speedbench-repeats, or let the engine be started"
+        )
     if len(settings.starts) > 1 and settings.inconclusive == "rerun":
         raise ConfigError(
             f"--speedbench-starts={_shown(settings.starts)} adds engine starts to inconclusive cells already, so "

@@ -8,11 +8,11 @@ from statistics import fmean
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates.limits import Family
-from pytest_speedbench.gates.paired import Arm, judge_pair
+from pytest_speedbench.gates.paired import Arm, judge_pair, margin_of
 from pytest_speedbench.gates.verdict import GateResult, allocate, spent_rate
 from pytest_speedbench.measure.acceptance import conditional_by_position, conversations
 from pytest_speedbench.measure.checks import Reason
-from pytest_speedbench.measure.metrics import METRICS, Metric, MetricSpec
+from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.measure.pairing import pair_turns
 from pytest_speedbench.measure.runs import Run, pooled_acceptance
 from pytest_speedbench.measure.samples import Window
@@ -107,7 +107,7 @@ def paired_gates(
         judge_pair(
             name,
             *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _rate_arms(name, runs, baseline.runs)),
-            margin=_margin(METRICS[name], cell),
+            margin=margin_of(METRICS[name], cell),
             alpha=alpha if several else spent_rate(alpha, look, looks),
             beta=beta if several else spent_rate(beta, look, looks),
             looks=starts if several else (),
@@ -124,11 +124,6 @@ def _conditional(runs: Sequence[Run]) -> tuple[float, ...]:
     """Conditional acceptance per draft position of all runs together."""
     histogram = pooled_acceptance(runs).decode_histogram if runs else {}
     return conditional_by_position(histogram, max(histogram) - 1) if histogram else ()
-
-
-def _margin(spec: MetricSpec, cell: Cell) -> float:
-    """The wider margin is for categories of 80 prompts; throughput cells have hundreds."""
-    return spec.margin if cell.category is not None and not cell.is_overall else spec.overall_margin
 
 
 def _acceptance_arms(runs: Sequence[Shared]) -> tuple[Arm, Arm]:

@@ -10,7 +10,7 @@ from pytest_speedbench.cells import Cell
 from pytest_speedbench.comparison.explaining import Explanation, explain
 from pytest_speedbench.comparison.sources import Side
 from pytest_speedbench.gates.limits import Family
-from pytest_speedbench.gates.paired import Arm, judge_pair
+from pytest_speedbench.gates.paired import Arm, judge_pair, margin_of
 from pytest_speedbench.gates.verdict import GateResult, Verdict, allocate, combine
 from pytest_speedbench.measure import acceptance as acc
 from pytest_speedbench.measure.checks import Reason, client_problem
@@ -44,8 +44,8 @@ class Policy:
 
     def margin_of(self, spec: MetricSpec, cell: Cell) -> float:
         """The relative change for the worse that is too much."""
-        own = spec.overall_margin if cell.is_overall else spec.margin
-        return self.margins.get(spec.name, own if self.margin is None else self.margin)
+        own = margin_of(spec, cell) if self.margin is None else self.margin
+        return self.margins.get(spec.name, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,11 @@ def judge_cell(
         if spec.log_scale and timing:
             reasons += timing[:1]
             continue
+        known = _known(metric, pairs)
         gate = judge_pair(
             metric,
-            _arm(metric, now, {key: [pair.new for pair in found.pairs] for key, found in pairs.items()}),
-            _arm(metric, old, {key: [pair.base for pair in found.pairs] for key, found in pairs.items()}),
+            _arm(metric, now, {key: [pair.new for pair in found.pairs] for key, found in known.items()}),
+            _arm(metric, old, {key: [pair.base for pair in found.pairs] for key, found in known.items()}),
             margin=policy.margin_of(spec, cell),
             alpha=alpha,
             beta=beta,
@@ -212,6 +213,15 @@ def runs_of(result: CellResult) -> tuple[CellRun, ...]:
     """The runs of a cell; an artifact without any holds one, and its values are the metrics."""
     whole = CellRun(0, 0, {name: metric.value for name, metric in result.metrics.items()})
     return tuple(sorted(result.runs or (whole,), key=lambda run: (run.start, run.repeat)))
+
+
+def _known(metric: str, pairs: Mapping[tuple[int, int], Pairs]) -> dict[tuple[int, int], Pairs]:
+    """The runs with a value per prompt in both arms: where a server joins events, one of them can lack it."""
+    return {
+        key: found
+        for key, found in pairs.items()
+        if all(_per_prompt(metric, turns) for turns in ([p.base for p in found.pairs], [p.new for p in found.pairs]))
+    }
 
 
 def _arm(metric: str, result: CellResult, turns: Mapping[tuple[int, int], Sequence[Sequence[Turn]]]) -> Arm:

@@ -115,7 +115,10 @@ class Windows:
         self.notes += [str(warning.message) for warning in caught if warning.category is RequestsCutWarning]
 
     def of(self, cell: Cell) -> tuple[Window, ...]:
-        """One window per engine start and repeat; that of an overall cell has the turns of all categories."""
+        """One window per engine start and repeat; that of an overall cell has the turns of all categories.
+
+        A run that was broken off has not got them all, and does not count.
+        """
         if not cell.is_overall:
             return tuple(self._found.get(cell, ()))
         joint: dict[tuple[int, int], list[Window]] = {}
@@ -123,7 +126,8 @@ class Windows:
             if other.split == cell.split and other.concurrency == cell.concurrency:
                 for window in own:
                     joint.setdefault((window.start, window.repeat), []).append(window)
-        return tuple(_joined(cell, own) for _, own in sorted(joint.items()))
+        whole = max(map(len, joint.values()), default=0)
+        return tuple(_joined(cell, own) for _, own in sorted(joint.items()) if len(own) == whole)
 
 
 def _joined(cell: Cell, parts: list[Window]) -> Window:

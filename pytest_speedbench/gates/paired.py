@@ -25,9 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates.spending import POCOCK, increments
 from pytest_speedbench.gates.verdict import GateResult, Noise, Scale, Verdict, decide, with_effects
-from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.measure.metrics import METRICS, MetricSpec
 from pytest_speedbench.measure.runs import mean_over_starts
 
 LEAST_PAIRS = 2
@@ -107,6 +108,14 @@ def judge_pair(
         if of_runs is not None:
             bands.append(Noise.of(*of_runs, alpha=alpha, beta=beta))
     return conclude(replace(blank, note=note), scale, bands)
+
+
+def margin_of(spec: MetricSpec, cell: Cell) -> float:
+    """The relative change for the worse that is too much where the user names none.
+
+    The wider margin is for categories of 80 prompts; throughput cells have hundreds.
+    """
+    return spec.margin if cell.category is not None and not cell.is_overall else spec.overall_margin
 
 
 def conclude(blank: GateResult, scale: Scale, bands: Sequence[Noise]) -> GateResult:

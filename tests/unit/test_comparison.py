@@ -138,7 +138,8 @@ def test_the_paired_values_are_those_of_the_request_logs(compare: Run) -> None:
     stored = next(r for r in results if r.cell.name == "2k-mixed" and r.cell.concurrency == cell["cell"]["concurrency"])
     # Conversations of one turn are all in the pairs, so it is the value of the whole cell.
     assert gate["base"] == pytest.approx(stored.metrics["acceptance_length"].value)
-    assert gate["limit"] == pytest.approx(0.96 * gate["base"])
+    # A throughput cell has hundreds of prompts: the narrower margin.
+    assert gate["limit"] == pytest.approx(0.98 * gate["base"])
 
 
 def test_a_known_acceptance_length_on_dummy_models(compare: Run) -> None:
