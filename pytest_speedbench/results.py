@@ -67,3 +67,9 @@ class CellResult:
     def is_companion(self) -> bool:
         """Whether the cell was measured only for another profile's cell to be compared with."""
         return self.profile.startswith((BASELINE, PLAIN))
+
+
+def runs_of(result: CellResult) -> tuple[CellRun, ...]:
+    """The runs of a cell, by start and repeat; an artifact without any holds one, and its values are the metrics."""
+    whole = CellRun(0, 0, {name: metric.value for name, metric in result.metrics.items()})
+    return tuple(sorted(result.runs or (whole,), key=lambda run: (run.start, run.repeat)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from pytest_speedbench.calibration.proposal import Proposal, rounded
-from pytest_speedbench.calibration.runs import Calibration, Source, runs_of
+from pytest_speedbench.calibration.runs import Calibration, Source
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.prompt_reference import CellReference, PromptReference
@@ -18,6 +18,7 @@ from pytest_speedbench.measure.checks import client_problem
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.report.requests import RequestsCutWarning, read_windows
+from pytest_speedbench.results import runs_of
 
 _AGREE = 1e-3
 """How far, relatively, the mean over a log's prompts may lie from the artifact's acceptance length."""

@@ -15,7 +15,7 @@ from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.measure.acceptance import conditional_by_position
 from pytest_speedbench.report import artifact
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
-from pytest_speedbench.results import CellResult, CellRun
+from pytest_speedbench.results import CellResult, CellRun, runs_of
 
 GOOD_STARTS = 6
 """Engine starts that a calibration should have; MIN_STARTS are accepted with a warning."""
@@ -119,12 +119,6 @@ def calibration(sources: Sequence[Source], *, vary: Collection[str] = ()) -> Cal
             "that is wrong if it was not started anew for each"
         )
     return Calibration(tuple(sources), newest.run, newest.engine, cells, tuple(notes))
-
-
-def runs_of(result: CellResult) -> tuple[CellRun, ...]:
-    """The runs of a cell, by start and repeat; an artifact without any holds one, and its values are the metrics."""
-    whole = CellRun(0, 0, {name: metric.value for name, metric in result.metrics.items()})
-    return tuple(sorted(result.runs or (whole,), key=lambda run: (run.start, run.repeat)))
 
 
 def _refuse_twins(sources: Sequence[Source]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pytest_speedbench.cells import STEADY_PROMPTS_PER_STREAM, Cell
 from pytest_speedbench.comparison.comparing import require_alike, require_same_prompts
-from pytest_speedbench.comparison.judging import runs_of, timing_problem, unsound
+from pytest_speedbench.comparison.judging import timing_problem, unsound
 from pytest_speedbench.comparison.sources import Side, Windows, common_cells
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.measure.metrics import Metric
@@ -14,6 +14,7 @@ from pytest_speedbench.measure.runs import mean_over_starts
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.speedup import PER_PROMPT, TOTAL_TIME, decode_speedups, tps_speedup
 from pytest_speedbench.report.crossover import CellSpeedup, SpeedupMap
+from pytest_speedbench.results import runs_of
 
 
 def measure(plain: Side, fast: Side, *, allow: Collection[str] = ()) -> tuple[SpeedupMap, list[str]]:

@@ -17,7 +17,7 @@ from pytest_speedbench.measure.checks import Reason, client_problem
 from pytest_speedbench.measure.metrics import METRICS, MetricSpec
 from pytest_speedbench.measure.pairing import Pairs, pair_turns
 from pytest_speedbench.measure.samples import Turn, Window
-from pytest_speedbench.results import CellResult, CellRun
+from pytest_speedbench.results import CellResult, runs_of
 
 _ABOUT_LIMITS = frozenset({"no_gate", "unreachable", "other_prompts", "no_per_request_steps", "ambiguous_steps"})
 """Reasons that speak of the limits which a run was judged by, and not of its measurement."""
@@ -207,12 +207,6 @@ def _pairs(base: Sequence[Window], new: Sequence[Window]) -> dict[tuple[int, int
     """The paired turns of every (start, repeat) that both runs have."""
     one, other = ({(window.start, window.repeat): window for window in side} for side in (base, new))
     return {key: pair_turns(one[key].turns, other[key].turns) for key in one if key in other}
-
-
-def runs_of(result: CellResult) -> tuple[CellRun, ...]:
-    """The runs of a cell; an artifact without any holds one, and its values are the metrics."""
-    whole = CellRun(0, 0, {name: metric.value for name, metric in result.metrics.items()})
-    return tuple(sorted(result.runs or (whole,), key=lambda run: (run.start, run.repeat)))
 
 
 def _known(metric: str, pairs: Mapping[tuple[int, int], Pairs]) -> dict[tuple[int, int], Pairs]:
