@@ -73,3 +73,22 @@ def test_the_workflow_is_what_init_writes(tmp_path: Path) -> None:
     assert upload["if"] == "always()"
     for name in ("speedbench-junit.xml", "speedbench.json"):
         assert name in upload["with"]["path"]
+
+
+def test_the_upgrade_workflow_runs_a_command_that_plans_cells(tmp_path: Path) -> None:
+    workflow = yaml.safe_load((EXAMPLES / "github-actions/upgrade.yml").read_text(encoding="utf-8"))
+    (command,) = (s["run"] for s in workflow["jobs"]["upgrade"]["steps"] if "speedbench-baseline" in s.get("run", ""))
+    (tmp_path / "profiles").mkdir()
+    for name in ("old", "new"):
+        text = "model: SmolLM2-135M-Instruct.Q4_1.gguf\ndataset: mini\nspeculation: {method: draft, draft_tokens: 4,"
+        (tmp_path / f"profiles/{name}.yaml").write_text(f"{text} draft_model: drafter.gguf}}\ncategory: coding\n")
+    words = command.replace(".venv/bin/pytest", f"{sys.executable} -m pytest").replace("=vllm", "=llamacpp").split()
+    done = subprocess.run(
+        [*words, "--collect-only", "-q", "-p", "no:randomly"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "speedbench::test_cell[llamacpp-qualitative-coding]" in done.stdout
