@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.data.lengths import Lengths
-from pytest_speedbench.derived import judge_crossover, judge_losslessness
+from pytest_speedbench.derived import dtype_of, judge_crossover, judge_losslessness
 from pytest_speedbench.early import Looks, joined, reference_lengths
 from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.engines.gpus import Gpu
@@ -321,8 +321,8 @@ class Campaign:
         def ask(turn: Turn, at: int) -> TopTokens | None:
             return running.top_tokens((*ids[turn.question_id], *(turn.output_ids or ())[:at]), sampling)
 
-        dtype = running.description.resolved.get("dtype")
-        held_to = demand(None if dtype is None else str(dtype), concurrency=planned.cell.concurrency)
+        dtype = dtype_of(planned.profile, running.description.resolved)
+        held_to = demand(dtype, concurrency=planned.cell.concurrency)
         found = losslessness.judge(*turns, ask, held_to, temperature=sampling.temperature)
         self.notes += dict.fromkeys(f"{planned.profile.label}: {note}" for note in running.take_notes())
         return judge_losslessness(planned.cell, found, labels)

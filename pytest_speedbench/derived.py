@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pytest_speedbench.cells import Cell
+from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.gates import crossover
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine
 from pytest_speedbench.judging import Labels, Rules, limits_of, without_gate
@@ -67,6 +68,19 @@ def judge_losslessness(cell: Cell, found: Losslessness, labels: Labels) -> CellR
     reasons = [Reason(found.reason, found.text)] if verdict is Verdict.INVALID else []
     result = _result(cell, (gate,), reasons, labels)
     return replace(result, metrics={MISMATCHES: Metric(mismatches)}, turns=found.compared)
+
+
+def dtype_of(profile: Profile, resolved: Mapping[str, object]) -> str | None:
+    """In what the target computes: as the engine tells, else as it was launched; None where neither says."""
+    told = resolved.get("dtype")
+    if told is not None:
+        return str(told)
+    words = [str(word) for word in profile.options.get("args", ())]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--dtype":
+            return value if equals else following
+    return None
 
 
 def _result(cell: Cell, gates: tuple[GateResult, ...], reasons: Sequence[Reason], labels: Labels) -> CellResult:

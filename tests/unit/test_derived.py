@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_speedbench.cells import Cell
-from pytest_speedbench.derived import judge_crossover, judge_losslessness
+from pytest_speedbench.derived import dtype_of, judge_crossover, judge_losslessness
+from pytest_speedbench.engines.base import Profile, Speculation
 from pytest_speedbench.gates.limits import CellPattern, Gate, Limit
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.judging import Labels
@@ -98,3 +99,19 @@ def test_nothing_to_compare_is_invalid() -> None:
     found = losslessness.judge([], [], lambda *_: None, demand(None, concurrency=1))
     result = judge_losslessness(LOSSLESS, found, LABELS)
     assert (result.verdict, result.reasons[0].code) == (Verdict.INVALID, "nothing_compared")
+
+
+@pytest.mark.parametrize(
+    ("args", "resolved", "dtype"),
+    [
+        (["--dtype", "bfloat16"], {}, "bfloat16"),
+        (["--x", "--dtype=float32"], {}, "float32"),
+        (["--dtype", "bfloat16"], {"dtype": "torch.float16"}, "torch.float16"),
+        (["--kv-cache-dtype", "fp8"], {}, None),
+    ],
+)
+def test_what_the_target_computes_in_is_told_or_launched(
+    args: list[str], resolved: dict[str, object], dtype: str | None
+) -> None:
+    profile = Profile("vllm", "vllm", "org/m", Speculation("ngram", 3), options={"args": args})
+    assert dtype_of(profile, resolved) == dtype
