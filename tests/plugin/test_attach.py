@@ -195,7 +195,8 @@ def test_one_address_is_one_server(attached: Path) -> None:
 def test_a_control_beside_the_real_cells(attached: Path, serve: Serve) -> None:
     long = "Count the words of this sentence, then name a colour and a city, and say why. " * 8
     files.write_prompts(attached / "prompts", {"mixed": [[f"{n}. {long}"] for n in range(4)]}, "throughput_1k")
-    limits = "schema: 1\nmatch: {engine: vllm}\ngates:\n  - cell: {split: throughput}\n    output_tps: {min: 0.01}\n"
+    limits = "schema: 1\nmatch: {engine: vllm}\ngates:\n  - cell: {split: throughput}\n"
+    limits += "    decode_acceptance_length: {min: 1.01}\n"
     (attached / "limits.yaml").write_text(limits, encoding="utf-8")
     attach = ("--speedbench-engine=vllm", f"--speedbench-base-url={serve('vllm')}", "--speedbench-concurrency=1")
 
