@@ -14,6 +14,7 @@ from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.engines.gpus import Gpu
 from pytest_speedbench.errors import EngineDied, EngineError
 from pytest_speedbench.gates.verdict import GateResult, Verdict
+from pytest_speedbench.gates.waivers import waiver_of
 from pytest_speedbench.inputs import Inputs
 from pytest_speedbench.judging import (
     Assessed,
@@ -145,7 +146,9 @@ class Campaign:
             # Two tests that measure the same cell are two measurements, not runs of one.
             self.measured.pop((profile.label, cell), None)
         elif not cell.is_overall:
-            self.measured.setdefault((profile.label, cell), Measured()).looks = self._looks(planned, rules)
+            self.measured.setdefault((profile.label, cell), Measured()).looks = self._looks(
+                slot.running, planned, rules
+            )
         self._measure_repeats(slot, cell, range(settings.repeats), planned.item_id, progress)
         labels = self._of_prompts(labels, cell, self.inputs.all_conversations(slot.running.prepared, cell))
         for companion in settings.companions(profile):
@@ -169,12 +172,18 @@ class Campaign:
             rules = replace(rules, sizes=measured.looks.sizes)
         return judge_runs(planned.cell, measured.runs, rules, labels, self._baseline(slot, planned))
 
-    def _looks(self, planned: PlannedCell, rules: Rules) -> Looks | None:
-        """When to look at a cell that is measured once and by itself."""
+    def _looks(self, running: RunningEngine, planned: PlannedCell, rules: Rules) -> Looks | None:
+        """When to look at a cell that is measured once and by itself, on the prompts of its calibration."""
         settings, cell = self.inputs.plan.settings, planned.cell
         once = settings.starts == (1,) and settings.repeats == 1 and settings.inconclusive != "rerun"
         limits = limits_of(cell, rules)
         if not once or settings.companions(planned.profile) or not limits:
+            return None
+        prompts = prompts_sha256(self.inputs.conversations(running.prepared, cell))
+        if any(not prompts.startswith(each.limit.evidence.prompts or "") for each in limits if each.limit.evidence):
+            return None
+        if any(waiver_of(rules.files, cell, each.limit) for each in limits):
+            # What is waived is known to be low; how low, only the whole cell says.
             return None
         strata: dict[str, list[str]] = {}
         for entry in self.inputs.plan.entries(cell):
@@ -182,9 +191,14 @@ class Campaign:
         return Looks.plan(cell, strata, limits, reference_lengths(cell, limits), settings.seed)
 
     def _add_speedups(self, planned: PlannedCell, measured: Measured) -> None:
-        """Give each run its speed-up over the same run without speculation, where there is one."""
+        """Give each run its speed-up over the same run without speculation, where that was timed well."""
         plain = self.inputs.plan.settings.plain.get(planned.profile.label)
         if plain is None:
+            return
+        slow = [reason for each in self.measured[plain.label, planned.cell].runs for reason in each.timing]
+        if slow and planned.cell.split == "throughput":
+            note = f"{plain.label}: no speed-up of {planned.item_id}: {slow[0].code}: {slow[0].message}"
+            self.notes += [note] if note not in self.notes else []
             return
         for place, each in enumerate(measured.runs):
             if each.run is not None and PER_PROMPT not in each.run.metrics:

@@ -67,7 +67,7 @@ def judge_losslessness(cell: Cell, found: Losslessness, labels: Labels) -> CellR
     )
     reasons = [Reason(found.reason, found.text)] if verdict is Verdict.INVALID else []
     result = _result(cell, (gate,), reasons, labels)
-    return replace(result, metrics={MISMATCHES: Metric(mismatches)}, turns=found.compared)
+    return replace(result, metrics={MISMATCHES: Metric(mismatches)}, turns=found.compared, conversations=found.compared)
 
 
 def dtype_of(profile: Profile, resolved: Mapping[str, object]) -> str | None:
@@ -76,7 +76,7 @@ def dtype_of(profile: Profile, resolved: Mapping[str, object]) -> str | None:
     if told is not None:
         return str(told)
     words = [str(word) for word in profile.options.get("args", ())]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if name == "--dtype":
             return value if equals else following

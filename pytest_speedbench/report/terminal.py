@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_speedbench.gates.verdict import Verdict
+from pytest_speedbench.names import LOSSLESS
 from pytest_speedbench.report import crossover
 from pytest_speedbench.report.control import control_lines
 from pytest_speedbench.report.histogram import histogram_lines
@@ -232,7 +233,8 @@ def _counts(results: Sequence[CellResult], width: int, encoding: str) -> list[Li
 
 def _notices(results: Sequence[CellResult], *, measure_only: bool, partial: bool) -> Iterable[str]:
     if measure_only:
-        yield "measured only: nothing was compared with a limit, so nothing passed"
+        gated = any(result.gates for result in results)
+        yield "measured only: nothing was compared with a limit" + ("" if gated else ", so nothing passed")
     if partial:
         yield "partial: a selection ran, the cells left out have no verdict"
     masked = [result for result in results if result.masked]
@@ -248,7 +250,7 @@ def _limits(results: Sequence[CellResult]) -> Iterable[str]:
     files: dict[str, Counter[str]] = {}
     for result in results:
         for gate in result.gates:
-            if gate.source:
+            if gate.source and gate.kind != LOSSLESS:
                 files.setdefault(gate_source(gate.source)[0], Counter())[gate.evidence] += 1
     for file, evidence in files.items():
         parts = [

@@ -48,7 +48,8 @@ def calibrated(tmp_path: Path, tokenizer: Path) -> Path:
     (tmp_path / "limits.yaml").write_text(
         "schema: 1\nestimator: request_mean\ngates:\n"
         "  - cell: {category: coding, concurrency: 4}\n"
-        f"    acceptance_length: {{min: {REFERENCE * 0.96:.5f}, reference: {REFERENCE}, margin: 4%, evidence: {evidence}}}\n"
+        f"    acceptance_length: {{min: {REFERENCE * 0.96:.5f}, reference: {REFERENCE}, margin: 4%,\n"
+        f"      evidence: {evidence}}}\n"
     )
     profile = {
         "dataset": "prompts",
@@ -81,3 +82,12 @@ def test_what_is_as_good_as_the_reference_is_measured_whole_and_passes(calibrate
     (cell,) = files.artifact(calibrated)["cells"]
     assert (cell["verdict"], cell["conversations"]) == ("PASS", PROMPTS)
     assert cell["runs"][0]["values"]["acceptance_length"] == pytest.approx(REFERENCE, rel=0.03)
+
+
+def test_other_prompts_than_calibrated_are_no_regression(calibrated: Path, serve: Serve) -> None:
+    path = calibrated / "limits.yaml"
+    path.write_text(path.read_text().replace("starts: 6,", 'starts: 6, prompts: "0123456789ab",'))
+    result = files.run_pytest(calibrated, "--speedbench-engine=vllm", f"--speedbench-base-url={serve(0.5)}")
+    (cell,) = files.artifact(calibrated)["cells"]
+    assert (cell["verdict"], cell["reasons"][0]["code"]) == ("INVALID", "other_prompts"), files.text(result)
+    assert cell["conversations"] == PROMPTS

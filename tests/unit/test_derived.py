@@ -104,6 +104,7 @@ def test_nothing_to_compare_is_invalid() -> None:
 @pytest.mark.parametrize(
     ("args", "resolved", "dtype"),
     [
+        ([], {}, None),
         (["--dtype", "bfloat16"], {}, "bfloat16"),
         (["--x", "--dtype=float32"], {}, "float32"),
         (["--dtype", "bfloat16"], {"dtype": "torch.float16"}, "torch.float16"),
