@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,10 @@ def attached(tmp_path: Path, tokenizer: Path) -> Path:
     return tmp_path
 
 
-def run_on_emulator(folder: Path, limit: float, *args: str) -> pytest.RunResult:
+def run_on_emulator(folder: Path, limit: float, *args: str, more: str = "") -> pytest.RunResult:
     (folder / "limits.yaml").write_text(
         "schema: 1\nestimator: request_mean\ngates:\n"
-        f"  - cell: {{split: qualitative}}\n    acceptance_length: {{min: {limit}}}\n"
+        f"  - cell: {{split: qualitative}}\n    acceptance_length: {{min: {limit}}}\n{more}"
     )
     schedule = Schedule.of(64, draft=2, accept=(1,))
     app = Vllm(lambda _: schedule, draft_tokens=2, metrics="detailed", served="someone/model")
@@ -128,3 +129,39 @@ def test_an_open_loop_is_measured_and_not_compared_with_limits(attached: Path) -
     data = files.artifact(attached)
     assert (data["measure_only"], data["cells"][0]["verdict"]) == (True, None)
     assert data["run"]["engines"][0]["resolved"]["arrival_rate"] == 20.0
+
+
+WAIVER = """
+waivers:
+  - cell: {{category: coding, concurrency: 2}}
+    metric: acceptance_length
+    issue: "#7"
+    level: {level}
+    until: {until}
+    reason: the drafter of this week
+"""
+
+
+def run_waived(folder: Path, limit: float, level: float, *args: str) -> pytest.RunResult:
+    until = dt.datetime.now(dt.timezone.utc).date() + dt.timedelta(days=30)
+    return run_on_emulator(folder, limit, *args, more=WAIVER.format(level=level, until=until.isoformat()))
+
+
+def test_what_is_waived_is_an_expected_failure_and_never_a_pass(attached: Path) -> None:
+    # The same miss in both categories, one of them waived at the level that it has.
+    result = run_waived(attached, EXACT * 1.1, EXACT, "--runxfail", "--junitxml=junit.xml")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "1 waived" in files.text(result)
+    data = files.artifact(attached)
+    assert (data["counts"]["waived"], data["counts"]["pass"], data["outcome"]) == (1, 0, "fail")
+    verdicts = {cell["cell"]["category"]: (cell["verdict"], cell["gates"][0]["waived"]) for cell in data["cells"]}
+    assert verdicts == {"coding": ("FAIL", True), "math": ("FAIL", False), "overall": ("FAIL", False)}
+    only = run_waived(attached, EXACT * 1.1, EXACT, "--speedbench-category=coding")
+    assert only.ret == pytest.ExitCode.OK, files.text(only)
+    assert files.artifact(attached)["outcome"] == "inconclusive"
+
+
+def test_what_is_worse_than_waived_fails(attached: Path) -> None:
+    result = run_waived(attached, EXACT * 1.3, EXACT * 1.15, "--speedbench-category=coding")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert cells(attached)["vllm-qualitative-coding"]["gates"][0]["waived"] is False
