@@ -150,7 +150,7 @@ class Bench:
             *before, last = order(profile, settings.companions(profile), range(done, target))
             done = target
             for arm in before:
-                broken = self._measure_ahead(campaign, arm, ahead, folder, progress)
+                broken = self._measure_ahead(campaign, arm, ahead, cells, folder, progress)
                 if broken is not None:
                     yield EngineSlot(profile, last.start, broken=broken)
                     return
@@ -182,14 +182,22 @@ class Bench:
             self.notes += [f"{profile.label}: {note}" for note in gpu_validity.notes(slot.watched)]
 
     def _measure_ahead(
-        self, campaign: Campaign, arm: Arm, planned: Sequence[PlannedCell], folder: Path, progress: CellProgress
+        self,
+        campaign: Campaign,
+        arm: Arm,
+        planned: Sequence[PlannedCell],
+        held: Sequence[Cell],
+        folder: Path,
+        progress: CellProgress,
     ) -> Reason | None:
-        """One start that no item waits for, with all cells; why it broke off, None if it did not."""
-        cells = [each.cell for each in planned]
-        with self._started(arm, folder, [cell for cell in cells if not cell.is_derived]) as slot:
+        """One start that no item waits for; why it broke off, None if it did not.
+
+        Every start is made for the same ``held`` cells, whatever is selected: its size changes rates.
+        """
+        with self._started(arm, folder, held) as slot:
             if slot.broken is None:
-                campaign.measure_all(slot, cells, progress)
-        return slot.broken and slot.why_broken()
+                campaign.measure_all(slot, [each.cell for each in planned], progress)
+        return slot.broken
 
     @contextlib.contextmanager
     def _stop_noted(self, profile: Profile) -> Iterator[None]:

@@ -13,6 +13,7 @@ from pytest_speedbench.early import Looks, joined, reference_lengths
 from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.engines.gpus import Gpu
 from pytest_speedbench.errors import EngineDied, EngineError
+from pytest_speedbench.gates.selection import gates_for
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.gates.waivers import waiver_of
 from pytest_speedbench.inputs import Inputs
@@ -27,6 +28,7 @@ from pytest_speedbench.judging import (
     judge_runs,
     limits_of,
     stopped,
+    without_rates,
 )
 from pytest_speedbench.load.driver import Conversation
 from pytest_speedbench.measure import losslessness
@@ -114,6 +116,8 @@ class Campaign:
             if slot.broken is None and (cell.is_overall or not cell.is_derived):
                 name = f"{slot.profile.label}-{cell.id(with_concurrency=True)}, start {slot.start + 1}"
                 self._measure_repeats(slot, cell, repeats, name, progress)
+        # No item has shown yet what went wrong.
+        slot.told = False
 
     def is_open(self, slot: EngineSlot, planned: Sequence[PlannedCell]) -> bool:
         """Whether more engine starts could decide what is measured so far: a cell is inconclusive."""
@@ -123,10 +127,19 @@ class Campaign:
                 labels = Labels(each.profile.label, each.item_id, "", "", 0.0)
                 conversations = self.inputs.all_conversations(slot.running.prepared, each.cell)
                 labels = self._of_prompts(labels, each.cell, conversations)
-                result = self._judge(slot, each, self._rules(each, slot, judged=True), labels)
-                if result.verdict is Verdict.INCONCLUSIVE and not result.is_waived:
+                result = self._judge(slot, each, self._rules(each, slot, judged=not each.cell.is_control), labels)
+                # Noise beyond the margin is what more starts are for.
+                few = bool(result.reasons) and all(reason.code == "unreachable" for reason in result.reasons)
+                if few or (result.verdict is Verdict.INCONCLUSIVE and not result.is_waived):
                     return True
+            elif each.cell.is_crossover and self._crossover(slot, each, judged=True).verdict is Verdict.INCONCLUSIVE:
+                return True
         return False
+
+    def _crossover(self, slot: EngineSlot, planned: PlannedCell, *, judged: bool) -> CellResult:
+        labels = Labels(planned.profile.label, planned.item_id, "", "", 0.0)
+        rules = self._rules(planned, slot, judged=judged)
+        return judge_crossover(planned.cell, self._over_concurrencies(planned), rules, labels)
 
     def result(self, slot: EngineSlot, planned: PlannedCell, progress: CellProgress, *, judged: bool) -> CellResult:
         """Measure what is left to measure of one cell, and judge it."""
@@ -137,9 +150,7 @@ class Campaign:
         if cell.is_lossless:
             return self._losslessness(slot, slot.running, planned, labels)
         if cell.is_crossover:
-            return judge_crossover(
-                cell, self._over_concurrencies(planned), self._rules(planned, slot, judged=judged), labels
-            )
+            return self._crossover(slot, planned, judged=judged)
         settings = self.inputs.plan.settings
         rules = self._rules(planned, slot, judged=judged and not cell.is_control)
         if self.own_cells:
@@ -195,8 +206,11 @@ class Campaign:
         plain = self.inputs.plan.settings.plain.get(planned.profile.label)
         if plain is None:
             return
-        slow = [reason for each in self.measured[plain.label, planned.cell].runs for reason in each.timing]
-        if slow and planned.cell.split == "throughput":
+        # Few conversations do not spoil what is compared per prompt; a slow GPU or client does.
+        few = {"concurrency_not_held"} if planned.cell.split == "qualitative" else set()
+        runs = self.measured[plain.label, planned.cell].runs
+        slow = [r for each in runs for r in (*each.reasons, *each.timing) if r.code not in few]
+        if slow:
             note = f"{plain.label}: no speed-up of {planned.item_id}: {slow[0].code}: {slow[0].message}"
             self.notes += [note] if note not in self.notes else []
             return
@@ -266,7 +280,8 @@ class Campaign:
                 return
             source = run.steps.source if run.steps is not None else ""
             measured.sources.setdefault(source)
-            measured.runs.append(assess(run, slot.profile.speculation, (name,)))
+            assessed = assess(run, slot.profile.speculation, (name,))
+            measured.runs.append(assessed if measured.looks is None else without_rates(assessed))
 
     def _measure_run(
         self, slot: EngineSlot, cell: Cell, repeat: int, name: str, progress: CellProgress, measured: Measured
@@ -310,7 +325,8 @@ class Campaign:
         found: dict[int, list[Run]] = {}
         for part in self._parts(planned):
             measured = self.measured.get((planned.profile.label, part), Measured())
-            found[part.concurrency] = [each.run for each in measured.runs if each.run is not None and not each.reasons]
+            sound = not any(each.reasons or each.timing for each in measured.runs)
+            found[part.concurrency] = [each.run for each in measured.runs if each.run is not None] if sound else []
         return found
 
     def _losslessness(
@@ -366,7 +382,8 @@ class Campaign:
         try:
             running.server.require_alive()
         except EngineDied as death:
-            slot.broken, slot.told = Reason("engine_died", self.redactor.text(str(death))), True
+            text = self.redactor.text(f"{slot.profile.label}: {death}")
+            slot.broken, slot.told = Reason("engine_died", text), True
             return slot.broken
         return Reason("engine_unreachable", self.redactor.text(str(error)))
 
@@ -421,7 +438,8 @@ class Campaign:
             starts=targets,
             speculation=profile.speculation,
             measure_only=plan.settings.measure_only or not judged,
-            gate_required=plan.settings.needs_limits and not planned.supporting,
+            gate_required=(plan.settings.needs_limits and not planned.supporting)
+            or bool(plan.settings.baselines and gates_for(plan.matching[profile.label], planned.cell)),
         )
 
     def _unjudged(self, profile: Profile) -> Rules:

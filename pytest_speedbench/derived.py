@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.gates import crossover
-from pytest_speedbench.gates.verdict import GateResult, Verdict, combine
+from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, spent_rate
 from pytest_speedbench.judging import Labels, Rules, limits_of, without_gate
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.losslessness import Losslessness
@@ -31,7 +31,13 @@ def judge_crossover(cell: Cell, runs: Mapping[int, Sequence[Run]], rules: Rules,
     missing = [concurrency for concurrency, own in speedups.items() if not own]
     found = crossover.crossover(points) if points else None
     gates = tuple(
-        crossover.judge_crossover(points, each.limit, missing=missing, alpha=each.alpha, beta=each.beta)
+        crossover.judge_crossover(
+            points,
+            each.limit,
+            missing=missing,
+            alpha=spent_rate(each.alpha, rules.look, rules.looks, rules.starts),
+            beta=spent_rate(each.beta, rules.look, rules.looks, rules.starts),
+        )
         for each in limits_of(cell, rules)
     )
     reasons = [Reason(str(g.reason), f"{g.note} ({g.source})") for g in gates if g.verdict is Verdict.INVALID]

@@ -127,6 +127,14 @@ def _assessed(
     )
 
 
+def without_rates(assessed: Assessed) -> Assessed:
+    """The run without rates and latencies: those of blocks that are drained one by one are no cell's."""
+    if assessed.run is None:
+        return assessed
+    kept = {name: metric for name, metric in assessed.run.metrics.items() if not METRICS[name].log_scale}
+    return replace(assessed, run=replace(assessed.run, metrics=kept))
+
+
 def judge_window(window: Window, rules: Rules, labels: Labels) -> CellResult:
     """The result of a cell that was measured once."""
     return judge_runs(window.cell, [assess(window, rules.speculation, (labels.item_id,))], rules, labels)
@@ -154,6 +162,14 @@ def judge_runs(
         paired, paired_reasons = _paired(cell, reduced, baseline, rules)
         gates += paired
         gate_reasons += paired_reasons
+        if not gates and not gate_reasons:
+            gate_reasons.append(
+                Reason(
+                    "no_gate",
+                    f"{baseline.source}: {labels.profile} does not speculate, so nothing of this cell can be compared; "
+                    "give `speculation:` in the profile, or cells of the throughput split only",
+                )
+            )
     if any(METRICS[gate.metric].log_scale for gate in gates):
         gate_reasons += list(dict.fromkeys(reason for run in runs for reason in run.timing))[:1]
     return _result(cell, runs, metrics, pooled_acceptance(reduced), reasons + gate_reasons, gates, labels)
@@ -252,6 +268,7 @@ def _gates(
             prompts=labels.prompts_sha256,
             look=rules.look,
             looks=rules.looks,
+            planned=rules.starts,
         )
         gate = _in_doubt(gate, metrics, limit, cell)
         waiver = waiver_of(_fitting(rules), cell, limit)

@@ -125,7 +125,13 @@ def make(settings: Settings, *, offline: bool = False) -> Plan:
         if settings.control is not None and settings.dataset is not None:
             planned += control_beside(planned)
         if settings.lossless and profile.label in settings.plain:
-            planned += _lossless(planned)
+            lossless = _lossless(planned)
+            if not lossless:
+                raise ConfigError(
+                    "--speedbench-lossless compares answers of the qualitative split, and none is planned; add "
+                    "--speedbench-split=qualitative"
+                )
+            planned += lossless
         support = _support(planned, dataset.points(), settings.axes) | _under_crossovers(settings, dataset, planned)
         cells += _items(profile, planned, support)
     return Plan(settings, dataset, matching, others, tuple(cells))

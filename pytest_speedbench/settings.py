@@ -155,7 +155,31 @@ def build(
             settings = replace(settings, thresholds=rootdir / "thresholds", thresholds_origin="default")
     if settings.speedup or settings.lossless:
         settings = replace(settings, plain=_plain_profiles(settings, build_with))
+    _refuse_vain(settings)
     return settings
+
+
+def _refuse_vain(settings: Settings) -> None:
+    """Raise ConfigError for comparisons that were asked for and could not be made, before any GPU time is spent."""
+    if (settings.speedup or settings.lossless) and not settings.plain:
+        raise ConfigError(
+            "--speedbench-speedup and --speedbench-lossless compare with the engine without speculation, and no "
+            "profile speculates; give --speedbench-method"
+        )
+    if settings.lossless and settings.sampling.temperature != 0:
+        raise ConfigError(
+            f"--speedbench-lossless compares greedy output, and the temperature is {settings.sampling.temperature:g}; "
+            "drop one of the two"
+        )
+    if settings.baselines and (settings.arrivals is not None or settings.dataset is None):
+        raise ConfigError(
+            "--speedbench-baseline judges, and random prompts or an open loop are only measured; drop one of the two"
+        )
+    if settings.inconclusive == "rerun" and (settings.baselines or settings.plain):
+        raise ConfigError(
+            "--speedbench-inconclusive=rerun cannot measure the other engine again, which has been stopped by then; "
+            "use --speedbench-starts=2,4"
+        )
 
 
 def _baselines(

@@ -13,6 +13,7 @@ from pytest_speedbench.gates.limits import Family
 from pytest_speedbench.gates.paired import Arm, judge_pair, margin_of
 from pytest_speedbench.gates.verdict import GateResult, Verdict, allocate, combine
 from pytest_speedbench.measure import acceptance as acc
+from pytest_speedbench.measure import gpu_validity
 from pytest_speedbench.measure.checks import Reason, client_problem
 from pytest_speedbench.measure.metrics import METRICS, MetricSpec
 from pytest_speedbench.measure.pairing import Pairs, pair_turns
@@ -193,6 +194,7 @@ def timing_problem(side: Side, result: CellResult, windows: Sequence[Window]) ->
     """Why a run's rates and latencies cannot be compared. A run that was only measured has not been told so."""
     found = [reason for reason in result.reasons if reason.code in _ABOUT_TIME]
     found += [problem for window in windows if (problem := client_problem(window.client)) is not None]
+    found += [problem for run in result.runs if (problem := gpu_validity.timing_problem(run.gpus)) is not None]
     return [Reason(reason.code, f"{side.name}: {_first_line(reason.message)}") for reason in found[:1]]
 
 

@@ -119,6 +119,7 @@ def judge(
     prompts: str | None = None,
     look: int = 1,
     looks: int = 1,
+    planned: Sequence[int] = (),
 ) -> GateResult:
     """Compare the mean over ``starts`` engine starts with ``repeats`` runs each to ``limit``.
 
@@ -130,7 +131,7 @@ def judge(
     ``looks`` is how many looks the policy plans, 2 where an inconclusive gate is measured once more,
     and ``look`` says which of them this is. Evidence is pooled: ``value``, ``starts`` and ``repeats``
     are those of all measurements so far. Both rates are spent over all planned looks, whether or not
-    they happen; see ``spent_rate``.
+    they happen; see ``spent_rate``. ``planned`` are the numbers of engine starts at which it is looked.
     """
     if metric != limit.metric:
         raise ValueError(f"a limit on {limit.metric} cannot judge {metric}")
@@ -139,7 +140,8 @@ def judge(
     spec = METRICS[metric]
     scale = Scale(spec.log_scale, limit.ceiling)
     sigma, df = run_noise(metric, limit, starts=starts, repeats=repeats)
-    noise = Noise.of(sigma, df, alpha=spent_rate(alpha, look, looks), beta=spent_rate(beta, look, looks))
+    spent = [spent_rate(rate, look, looks, planned) for rate in (alpha, beta)]
+    noise = Noise.of(sigma, df, alpha=spent[0], beta=spent[1])
     base = limit.reference if limit.reference is not None else limit.value
     blank = GateResult(
         metric=metric,
@@ -185,10 +187,11 @@ def judge(
     return replace(result, verdict=decide(value, limit.value, base, scale, noise))
 
 
-def spent_rate(rate: float, look: int, looks: int) -> float:
-    """The nominal level of one of ``looks`` looks, each of which adds as much evidence as the first.
+def spent_rate(rate: float, look: int, looks: int, planned: Sequence[int] = ()) -> float:
+    """The nominal level of one of ``looks`` looks.
 
-    The information is taken as look / looks. Where looks share noise, such as that of the reference
+    The information is the share of the engine starts that are ``planned`` at each look; without several of these
+    each look adds as much evidence as the first. Where looks share noise, such as that of the reference
     or of an engine start that is only repeated, they are more alike than that: the true rate is then
     smaller, never larger. The spending is Pocock's, since the first look should decide: a gate that
     can just reach its margin, calibrated with 6 starts, passes an unchanged system at once in 98 % of
@@ -200,7 +203,8 @@ def spent_rate(rate: float, look: int, looks: int) -> float:
         raise ValueError(f"look {look} is none of {looks}")
     if looks == 1:
         return rate
-    return levels(rate, tuple(k / looks for k in range(1, looks + 1)), POCOCK)[look - 1]
+    at = tuple(planned) if len(planned) == looks else tuple(range(1, looks + 1))
+    return levels(rate, tuple(number / at[-1] for number in at), POCOCK)[look - 1]
 
 
 def decide(value: float, limit: float, good: float, scale: Scale, noise: Noise) -> Verdict:

@@ -61,10 +61,12 @@ def reproduce(result: CellResult, engine: EngineRecord | None, options: Sequence
     words = ["pytest", f"--speedbench-engine={engine.engine if engine else result.profile}"]
     words.append(f"--speedbench-split={cell.split}")
     if cell.split == "throughput":
-        words += [f"--speedbench-isl={cell.isl}", f"--speedbench-difficulty={cell.difficulty}"]
-    elif not cell.is_overall:
+        words.append(f"--speedbench-isl={cell.isl}")
+        words += [] if cell.is_control else [f"--speedbench-difficulty={cell.difficulty}"]
+    elif not cell.is_derived:
         words.append(f"--speedbench-category={cell.category}")
-    words.append(f"--speedbench-concurrency={cell.concurrency}")
+    # A crossover is over all concurrencies.
+    words += [] if cell.is_crossover else [f"--speedbench-concurrency={cell.concurrency}"]
     return shlex.join([*words, *options])
 
 

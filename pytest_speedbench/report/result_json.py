@@ -16,7 +16,7 @@ from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report.decode import Fields
-from pytest_speedbench.report.gpu_json import gpu_from_json
+from pytest_speedbench.report.gpu_json import gpu_from_json, gpu_to_json
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.results import CellResult, CellRun
 
@@ -55,6 +55,7 @@ def result_to_json(result: CellResult) -> JSONObject:
                 "start": run.start,
                 "repeat": run.repeat,
                 "values": {name: number(value) for name, value in run.values.items()},
+                "gpus": [gpu_to_json(gpu) for gpu in run.gpus],
             }
             for run in result.runs
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -91,3 +92,19 @@ def test_other_prompts_than_calibrated_are_no_regression(calibrated: Path, serve
     (cell,) = files.artifact(calibrated)["cells"]
     assert (cell["verdict"], cell["reasons"][0]["code"]) == ("INVALID", "other_prompts"), files.text(result)
     assert cell["conversations"] == PROMPTS
+
+
+def test_what_is_waived_is_measured_whole(calibrated: Path, serve: Serve) -> None:
+    until = dt.datetime.now(dt.timezone.utc).date() + dt.timedelta(days=30)
+    rate = 0.5
+    level = round(TOKENS / ((TOKENS - 1) / (1 + rate + rate**2 + rate**3) + 1), 2)
+    with (calibrated / "limits.yaml").open("a") as limits:
+        limits.write(
+            "waivers:\n  - {cell: {category: coding, concurrency: 4}, metric: acceptance_length, issue: '#7',"
+            f" level: {level}, until: {until}, reason: known}}\n"
+        )
+    result = files.run_pytest(calibrated, "--speedbench-engine=vllm", f"--speedbench-base-url={serve(rate)}")
+    assert result.ret == pytest.ExitCode.OK, files.text(result)
+    (cell,) = files.artifact(calibrated)["cells"]
+    # A look would have called it a regression after a third of the prompts.
+    assert (cell["gates"][0]["waived"], cell["conversations"]) == (True, PROMPTS)

@@ -14,11 +14,21 @@ from pytest_speedbench.engines.base import Speculation
 from pytest_speedbench.gates.limits import CellPattern, Evidence, Family, Gate, Limit, ThresholdsFile
 from pytest_speedbench.gates.match import Facts, Match
 from pytest_speedbench.gates.verdict import Verdict
-from pytest_speedbench.judging import Labels, Rules, invalid, is_sound, judge_overall, judge_window
+from pytest_speedbench.judging import (
+    Labels,
+    Rules,
+    assess,
+    invalid,
+    is_sound,
+    judge_overall,
+    judge_runs,
+    judge_window,
+)
 from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.measure.samples import Client, Failure, StepTotal, Turn, Window
 from pytest_speedbench.results import CellResult
+from pytest_speedbench.versus import Baseline, shared
 from tests.unit.test_measure_samples import counters_of, plain, turn, window
 
 CODING = Cell("qualitative", 2, category="coding")
@@ -514,3 +524,45 @@ def test_a_cell_that_could_not_be_measured() -> None:
         {},
         (),
     )
+
+
+# Against a baseline
+
+
+def against(new: Window, old: Window, *, k: int = 3, old_k: int = 3) -> CellResult:
+    parts = shared([old], [new])
+    runs = (assess(old, Speculation("draft", old_k) if old_k else Speculation(), ("old",)),)
+    baseline = Baseline(
+        "old.yaml",
+        runs=tuple(each.run for each in runs if each.run is not None),
+        shared=() if parts is None else (parts,),
+        cells=(CODING,),
+        reasons=tuple(reason for each in runs for reason in each.reasons),
+    )
+    given = replace(rules(k=k), gate_required=False)
+    return judge_runs(CODING, [assess(new, given.speculation, ("new",))], given, LABELS, baseline)
+
+
+def test_a_cell_against_what_it_was_before() -> None:
+    same = window(TURNS, cell=CODING)
+    result = against(same, same)
+    assert result.verdict is Verdict.PASS
+    (gate,) = result.gates
+    assert (gate.kind, gate.metric) == ("paired", "acceptance_length")
+    assert (gate.value, gate.reference) == (pytest.approx(AL), pytest.approx(AL))
+    worse = window(tuple(turn(f"q{i}", [1] * 12) for i in range(4)), cell=CODING)
+    assert against(worse, same).verdict is Verdict.FAIL
+
+
+def test_an_upgrade_that_lost_its_speculation_is_not_green() -> None:
+    before = window(TURNS, cell=CODING)
+    turns = tuple(plain(f"q{i}", 13) for i in range(4))
+    after = window(turns, cell=CODING, counters=counters_of(turns, drafts=0))
+    result = against(after, before, k=0)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["no_gate"])
+    assert "does not speculate, so nothing of this cell can be compared" in result.reasons[0].message
+
+
+def test_a_baseline_that_is_no_measurement_is_none() -> None:
+    result = against(window(TURNS, cell=CODING), broken("lost_requests"))
+    assert (result.verdict, codes(result)[0]) == (Verdict.INVALID, "baseline_invalid")

@@ -24,12 +24,13 @@ from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
+from pytest_speedbench.measure.gpu_record import Card, GpuWindow
 from pytest_speedbench.measure.metrics import METRICS, Metric
 from pytest_speedbench.report import artifact
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.report.run_info import EngineRecord, GpuRecord, OptionRecord, RunInfo
-from pytest_speedbench.results import CellResult
+from pytest_speedbench.results import CellResult, CellRun
 from tests.unit.test_report_samples import EVERY, FAILED, INVALID, PASSED, RUN
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -450,3 +451,12 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
     artifact.write(link, RUN, [], complete=True, partial=False)
     assert link.is_symlink()
     assert artifact.read(real)[1] == ()
+
+
+def test_what_was_seen_of_gpus_is_in_the_file_and_comes_back(tmp_path: Path) -> None:
+    window = GpuWindow(Card(0, "GPU-1", sm_max_mhz=1980), 2.0, 5, 4, power_w=300.5, slowed={"thermal": 3}, slowed_run=3)
+    runs = (CellRun(1, 2, {"output_tps": 5.0}, (window,)),)
+    path = tmp_path / "a.json"
+    artifact.write(path, RUN, [dataclasses.replace(PASSED, runs=runs)], complete=True, partial=False)
+    artifact.validate(artifact.load(path))
+    assert artifact.read(path)[1][0].runs == runs

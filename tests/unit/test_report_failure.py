@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.measure.acceptance import Acceptance
 from pytest_speedbench.measure.checks import Reason
@@ -69,3 +72,21 @@ def test_a_draft_position_that_is_never_accepted_any_more_is_named() -> None:
     gates = (replace(FAILED.gates[0], conditional_reference=(0.5, 0.4, 0.44)),)
     text = failure_text(replace(FAILED, acceptance=acceptance, gates=gates), ENGINE)
     assert "conditional acceptance 0.50 0.40 0.00 (was 0.50 0.40 0.44): drop starts at draft position 3 (" in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (Cell("qualitative", 8, category="lossless"), "--speedbench-split=qualitative --speedbench-concurrency=8"),
+        (
+            Cell("throughput", 512, category="crossover", isl="8k", difficulty="mixed"),
+            "--speedbench-split=throughput --speedbench-isl=8k --speedbench-difficulty=mixed",
+        ),
+        (
+            Cell("throughput", 8, isl="8k", difficulty="random"),
+            "--speedbench-split=throughput --speedbench-isl=8k --speedbench-concurrency=8",
+        ),
+    ],
+)
+def test_the_reproduce_line_has_only_what_the_options_take(cell: Cell, words: str) -> None:
+    assert reproduce(replace(FAILED, cell=cell), ENGINE) == f"pytest --speedbench-engine=vllm {words}"

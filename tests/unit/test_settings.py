@@ -563,3 +563,49 @@ def test_how_a_chat_becomes_a_prompt_is_part_of_every_profile(place: Place) -> N
         assert profile.completions
         assert profile.chat_template_args == {"enable_thinking": False, "effort": "low"}
     assert not place.build(MODEL).profiles[0].completions
+
+
+# What is measured beside a profile
+
+
+def test_companions_are_the_engine_before_and_the_one_without_speculation(place: Place) -> None:
+    (place.here / "old.yaml").write_text("model: org/model\nspeculation: {method: ngram, draft_tokens: 3}\n")
+    typed = {**MODEL, "method": "ngram", "draft_tokens": "4", "speedup": "true", "baseline": "old.yaml", "starts": "3"}
+    settings = place.build(typed)
+    (profile,) = settings.profiles
+    plain, old = settings.companions(profile)
+    assert (plain.label, plain.speculation.active) == ("plain-llamacpp", False)
+    # What is typed holds for both engines.
+    assert (old.label, old.speculation.method, old.speculation.draft_tokens) == ("baseline-llamacpp", "ngram", 4)
+    assert (settings.starts, settings.baseline_source, settings.needs_limits) == ((3,), "old.yaml", False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"lossless": "true"}, "no profile speculates; give --speedbench-method"),
+        ({"speedup": "true"}, "no profile speculates"),
+        (
+            {"method": "ngram", "draft_tokens": "3", "lossless": "true", "temperature": "0.7"},
+            "compares greedy output, and the temperature is 0.7",
+        ),
+        ({"baseline": "old.yaml", "arrival_rate": "4"}, "random prompts or an open loop are only measured"),
+        ({"baseline": "old.yaml", "dataset": "random"}, "random prompts or an open loop are only measured"),
+        ({"baseline": "old.yaml", "inconclusive": "rerun"}, "use --speedbench-starts=2,4"),
+        ({"inconclusive": "rerun", "starts": "3,5"}, "so --speedbench-inconclusive=rerun has nothing to add"),
+        ({"arrivals": "fixed"}, "give a rate too"),
+        ({"baseline": "http://127.0.0.1:9"}, "so the new engine must be one too"),
+        ({"baseline": "old.yaml", "base_url": "http://127.0.0.1:9"}, "would start an engine beside a running one"),
+        ({"baseline": "old.yaml", "osl": "9"}, None),
+        ({"baseline": "missing.yaml"}, "missing.yaml: cannot be read"),
+    ],
+)
+def test_a_comparison_that_could_not_be_made_is_refused_before_it_costs_anything(
+    place: Place, typed: dict[str, str], message: str | None
+) -> None:
+    (place.here / "old.yaml").write_text("model: org/model\n")
+    if message is None:
+        # Typed options hold for both engines, so that is no difference.
+        assert place.build({**MODEL, **typed}).baselines
+    else:
+        assert message in refused(place, {**MODEL, **typed})
