@@ -157,7 +157,10 @@ class Bench:
             with self._started(last, folder, cells) as slot:
                 if target != settings.starts[-1] and slot.broken is None:
                     campaign.measure_all(slot, [each.cell for each in ahead], progress)
-                    if slot.broken is None and campaign.is_open(slot, ahead):
+                    left = campaign.left_open(slot, ahead) if slot.broken is None else []
+                    campaign.decided |= {each.cell for each in ahead if each not in left}
+                    ahead = left
+                    if left:
                         continue
                 yield slot
                 return

@@ -108,6 +108,8 @@ class Campaign:
     beside: list[CellResult] = field(default_factory=list)
     """Cells of what the profile is compared with, which are not judged."""
     measured: dict[tuple[str, Cell], Measured] = field(default_factory=dict)
+    decided: set[Cell] = field(default_factory=set)
+    """Cells that the last engine starts were not for: they had their verdict."""
 
     def measure_all(self, slot: EngineSlot, cells: Sequence[Cell], progress: CellProgress) -> None:
         """All cells on an engine start that no item waits for, until it breaks."""
@@ -119,22 +121,30 @@ class Campaign:
         # No item has shown yet what went wrong.
         slot.told = False
 
-    def is_open(self, slot: EngineSlot, planned: Sequence[PlannedCell]) -> bool:
-        """Whether more engine starts could decide what is measured so far: a cell is inconclusive."""
+    def left_open(self, slot: EngineSlot, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+        """The cells that more engine starts could decide, with those that they are worked out from."""
         assert slot.running is not None
-        for each in planned:
-            if not each.cell.is_derived or each.cell.is_overall:
-                labels = Labels(each.profile.label, each.item_id, "", "", 0.0)
-                conversations = self.inputs.all_conversations(slot.running.prepared, each.cell)
-                labels = self._of_prompts(labels, each.cell, conversations)
-                result = self._judge(slot, each, self._rules(each, slot, judged=not each.cell.is_control), labels)
-                # Noise beyond the margin is what more starts are for.
-                few = bool(result.reasons) and all(reason.code == "unreachable" for reason in result.reasons)
-                if few or (result.verdict is Verdict.INCONCLUSIVE and not result.is_waived):
-                    return True
-            elif each.cell.is_crossover and self._crossover(slot, each, judged=True).verdict is Verdict.INCONCLUSIVE:
-                return True
-        return False
+        undecided = [each for each in planned if self._is_open(slot, slot.running, each)]
+        needed = {each.cell for each in undecided}
+        for each in undecided:
+            if each.cell.is_overall:
+                needed |= set(self.inputs.categories(each.cell))
+            elif each.cell.is_crossover:
+                needed |= set(self._parts(each))
+        return [each for each in planned if each.cell in needed]
+
+    def _is_open(self, slot: EngineSlot, running: RunningEngine, planned: PlannedCell) -> bool:
+        cell = planned.cell
+        if cell.is_crossover:
+            return self._crossover(slot, planned, judged=True).verdict is Verdict.INCONCLUSIVE
+        if cell.is_lossless or slot.start not in self.measured[planned.profile.label, cell].starts:
+            return False
+        labels = Labels(planned.profile.label, planned.item_id, "", "", 0.0)
+        labels = self._of_prompts(labels, cell, self.inputs.all_conversations(running.prepared, cell))
+        result = self._judge(slot, planned, self._rules(planned, slot, judged=not cell.is_control), labels)
+        # Noise beyond the margin is what more starts are for.
+        few = bool(result.reasons) and all(reason.code == "unreachable" for reason in result.reasons)
+        return few or (result.verdict is Verdict.INCONCLUSIVE and not result.is_waived)
 
     def _crossover(self, slot: EngineSlot, planned: PlannedCell, *, judged: bool) -> CellResult:
         labels = Labels(planned.profile.label, planned.item_id, "", "", 0.0)
@@ -254,7 +264,7 @@ class Campaign:
         Nothing is done again for a start that was measured before its items came.
         """
         measured = self.measured.setdefault((slot.profile.label, cell), Measured())
-        if repeats.start == 0 and slot.start in measured.starts:
+        if repeats.start == 0 and (slot.start in measured.starts or cell in self.decided):
             return
         measured.starts.add(slot.start)
         if not cell.is_overall:
@@ -423,6 +433,8 @@ class Campaign:
         plan, profile = self.inputs.plan, planned.profile
         assert slot.running is not None
         targets = plan.settings.starts
+        own = self.measured.get((profile.label, planned.cell), Measured()).starts
+        last = max(own, default=slot.start) if planned.cell in self.decided else slot.start
         return Rules(
             files=plan.matching[profile.label],
             others=plan.others[profile.label],
@@ -433,7 +445,7 @@ class Campaign:
             ),
             points=tuple(plan.dataset.all_points()),
             default_concurrency=plan.settings.default_concurrency,
-            look=1 + sum(target <= slot.start for target in targets),
+            look=1 + sum(target <= last for target in targets),
             looks=2 if plan.settings.inconclusive == "rerun" else len(targets),
             starts=targets,
             speculation=profile.speculation,

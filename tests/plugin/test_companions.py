@@ -165,3 +165,22 @@ def test_what_is_worse_than_waived_fails(attached: Path) -> None:
     result = run_waived(attached, EXACT * 1.3, EXACT * 1.15, "--speedbench-category=coding")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert cells(attached)["vllm-qualitative-coding"]["gates"][0]["waived"] is False
+
+
+@pytest.mark.real_engine
+def test_more_starts_are_for_what_is_still_open(tmp_path: Path, tokenizer: Path) -> None:
+    files.write_project(tmp_path, tokenizer=tokenizer)
+    only = "--speedbench-category=coding,math"
+    measured = files.run_pytest(tmp_path, ENGINE, only, "--speedbench-measure-only")
+    assert measured.ret == pytest.ExitCode.OK, files.text(measured)
+    exact = cells(tmp_path)["llamacpp-qualitative-coding"]["metrics"]["acceptance_length"]["value"]
+    # Exactly at its limit a cell stays undecided; the other is far above its own.
+    files.write_limits(tmp_path / "limits.yaml", {"coding": exact, "math": 1.05})
+    result = files.run_pytest(tmp_path, ENGINE, only, "--speedbench-starts=1,2")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    found = cells(tmp_path)
+    coding, math = found["llamacpp-qualitative-coding"], found["llamacpp-qualitative-math"]
+    assert (coding["verdict"], [run["start"] for run in coding["runs"]]) == ("INCONCLUSIVE", [0, 1])
+    assert coding["gates"][0]["looks"] == 2
+    assert (math["verdict"], [run["start"] for run in math["runs"]]) == ("PASS", [0])
+    assert math["gates"][0]["looks"] == 1
