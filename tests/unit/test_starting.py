@@ -29,6 +29,7 @@ from pytest_speedbench.engines.base import (
     Profile,
     Speculation,
     StreamDecoder,
+    TopTokensRequest,
     TurnRequest,
 )
 from pytest_speedbench.engines.gpus import SLACK_BYTES, Quarantined, quarantine, quarantine_folder
@@ -115,6 +116,9 @@ class Tiny:
 
     def decoder(self, request: TurnRequest) -> StreamDecoder:
         raise NotImplementedError
+
+    def top_tokens(self, request: TurnRequest) -> TopTokensRequest | None:
+        return None
 
     def error_text(self, body: bytes) -> str:
         raise NotImplementedError
