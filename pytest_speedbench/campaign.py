@@ -38,6 +38,7 @@ from pytest_speedbench.measure.losslessness import TopTokens, demand
 from pytest_speedbench.measure.runs import Run
 from pytest_speedbench.measure.samples import Turn, Window
 from pytest_speedbench.measure.speedup import PER_PROMPT
+from pytest_speedbench.names import BASELINE, PLAIN
 from pytest_speedbench.planning import PlannedCell, static_facts
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.requests import RequestLog
@@ -392,8 +393,10 @@ class Campaign:
         try:
             running.server.require_alive()
         except EngineDied as death:
-            text = self.redactor.text(f"{slot.profile.label}: {death}")
-            slot.broken, slot.told = Reason("engine_died", text), True
+            # Of the two engines of a comparison it must be said which.
+            companion = slot.profile.label.startswith((BASELINE, PLAIN))
+            text = f"{slot.profile.label}: {death}" if companion else str(death)
+            slot.broken, slot.told = Reason("engine_died", self.redactor.text(text)), True
             return slot.broken
         return Reason("engine_unreachable", self.redactor.text(str(error)))
 
