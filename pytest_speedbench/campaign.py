@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.data.lengths import Lengths
 from pytest_speedbench.derived import dtype_of, judge_crossover, judge_losslessness
-from pytest_speedbench.early import Looks, joined, reference_lengths
+from pytest_speedbench.early import Looks, floor_of, joined
 from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.engines.gpus import Gpu
 from pytest_speedbench.errors import EngineDied, EngineError
@@ -199,7 +199,8 @@ class Campaign:
         settings, cell = self.inputs.plan.settings, planned.cell
         once = settings.starts == (1,) and settings.repeats == 1 and settings.inconclusive != "rerun"
         limits = limits_of(cell, rules)
-        if not once or settings.companions(planned.profile) or not limits:
+        floor = floor_of(cell, limits)
+        if not once or settings.companions(planned.profile) or floor is None:
             return None
         prompts = prompts_sha256(self.inputs.conversations(running.prepared, cell))
         if any(not prompts.startswith(each.limit.evidence.prompts or "") for each in limits if each.limit.evidence):
@@ -210,7 +211,7 @@ class Campaign:
         strata: dict[str, list[str]] = {}
         for entry in self.inputs.plan.entries(cell):
             strata.setdefault(entry.sub_category, []).append(entry.question_id)
-        return Looks.plan(cell, strata, limits, reference_lengths(cell, limits), settings.seed)
+        return Looks.plan(cell, strata, floor, settings.seed)
 
     def _add_speedups(self, planned: PlannedCell, measured: Measured) -> None:
         """Give each run its speed-up over the same run without speculation, where that was timed well."""

@@ -10,12 +10,13 @@ from pytest_speedbench.cells import Cell
 from pytest_speedbench.engines.base import Profile
 from pytest_speedbench.gates import crossover
 from pytest_speedbench.gates.verdict import GateResult, Verdict, combine, spent_rate
-from pytest_speedbench.judging import Labels, Rules, limits_of, without_gate
+from pytest_speedbench.judging import Labels, Rules, invalid_gates, limits_of, without_gate
 from pytest_speedbench.measure.checks import Reason
-from pytest_speedbench.measure.losslessness import Losslessness
+from pytest_speedbench.measure.losslessness import Grade, Losslessness
 from pytest_speedbench.measure.metrics import Metric
 from pytest_speedbench.measure.runs import Run
 from pytest_speedbench.measure.speedup import ASSUMED_NOISE, SPEEDUP
+from pytest_speedbench.names import LOSSLESS
 from pytest_speedbench.results import CellResult
 
 MISMATCHES = "lossless_mismatches"
@@ -40,9 +41,7 @@ def judge_crossover(cell: Cell, runs: Mapping[int, Sequence[Run]], rules: Rules,
         )
         for each in limits_of(cell, rules)
     )
-    reasons = [Reason(str(g.reason), f"{g.note} ({g.source})") for g in gates if g.verdict is Verdict.INVALID]
-    if not gates and not rules.measure_only:
-        reasons = without_gate(cell, rules)
+    reasons = invalid_gates(gates) if gates else without_gate(cell, rules)
     return replace(
         _result(cell, gates, reasons, labels),
         metrics={} if found is None else {crossover.METRIC: Metric(float(found.paid))},
@@ -52,7 +51,7 @@ def judge_crossover(cell: Cell, runs: Mapping[int, Sequence[Run]], rules: Rules,
 def judge_losslessness(cell: Cell, found: Losslessness, labels: Labels) -> CellResult:
     """Whether speculation left greedy output as it is."""
     verdict = Verdict[found.verdict]
-    mismatches = float(sum(line.startswith("mismatch") for line in found.lines))
+    mismatches = float(found.count(Grade.MISMATCH))
     gate = GateResult(
         metric=MISMATCHES,
         verdict=verdict,
@@ -69,7 +68,7 @@ def judge_losslessness(cell: Cell, found: Losslessness, labels: Labels) -> CellR
         source="--speedbench-lossless",
         reason=found.reason or None,
         note="; ".join([found.text, *found.lines[:3]]),
-        kind="lossless",
+        kind=LOSSLESS,
     )
     reasons = [Reason(found.reason, found.text)] if verdict is Verdict.INVALID else []
     result = _result(cell, (gate,), reasons, labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_speedbench.cells import Cell
 from pytest_speedbench.gates import prompt_reference
+from pytest_speedbench.gates.limits import Limit
 from pytest_speedbench.gates.selection import AssignedLimit
 from pytest_speedbench.gates.sequential import NUMBER_OF_BLOCKS, blocks, early_floor, look_sizes
 from pytest_speedbench.gates.verdict import GateResult
@@ -35,23 +36,12 @@ class Looks:
         return look_sizes(self.parts)
 
     @classmethod
-    def plan(
-        cls,
-        cell: Cell,
-        strata: Mapping[str, Sequence[str]],
-        limits: Sequence[AssignedLimit],
-        reference: Mapping[str, float] | None,
-        seed: int,
-    ) -> Looks | None:
-        """Looks at a cell whose acceptance length has a calibrated floor; None where there is nothing to gain.
+    def plan(cls, cell: Cell, strata: Mapping[str, Sequence[str]], floor: AssignedLimit, seed: int) -> Looks | None:
+        """Looks at a cell with a ``floor_of``; None where it has too few prompts to gain anything.
 
-        A cell with a limit on a rate or a latency is measured in one piece, since draining changes these.
+        Raises ConfigError for a prompt reference that is damaged or of another calibration.
         """
-        if cell.split != "qualitative" or any(METRICS[each.limit.metric].log_scale for each in limits):
-            return None
-        floor = next((each for each in limits if each.limit.measured_as == METRIC), None)
-        if floor is None or floor.limit.evidence is None:
-            return None
+        reference = _reference(cell, floor.limit)
         prompts = sum(len(ids) for ids in strata.values())
         number = min(NUMBER_OF_BLOCKS, prompts // (PER_STREAM * cell.concurrency))
         if number < 2:
@@ -80,18 +70,22 @@ class Looks:
         )
 
 
-def reference_lengths(cell: Cell, limits: Sequence[AssignedLimit]) -> dict[str, float] | None:
-    """Each prompt's acceptance length at calibration, from the file beside the limit's; None where there is none.
+def floor_of(cell: Cell, limits: Sequence[AssignedLimit]) -> AssignedLimit | None:
+    """The calibrated floor on the acceptance length by which a cell may fail early; None where it has none.
 
-    Raises ConfigError for a file that is damaged or of another calibration.
+    A cell with a limit on a rate or a latency is measured in one piece, since draining changes these.
     """
-    for each in limits:
-        path, _, _ = each.limit.source.rpartition(":")
-        found = prompt_reference.read(Path(path)) if each.limit.measured_as == METRIC else None
-        prompts = None if found is None else found.of(cell, each.limit)
-        if prompts is not None:
-            return {name: prompt.length for name, prompt in prompts.items()}
-    return None
+    if cell.split != "qualitative" or any(METRICS[each.limit.metric].log_scale for each in limits):
+        return None
+    return next((e for e in limits if e.limit.measured_as == METRIC and e.limit.evidence is not None), None)
+
+
+def _reference(cell: Cell, limit: Limit) -> dict[str, float] | None:
+    """Each prompt's acceptance length at calibration, from the file beside the limit's; None where there is none."""
+    path, _, _ = limit.source.rpartition(":")
+    found = prompt_reference.read(Path(path))
+    prompts = None if found is None else found.of(cell, limit)
+    return None if prompts is None else {name: prompt.length for name, prompt in prompts.items()}
 
 
 def joined(windows: Sequence[Window]) -> Window:

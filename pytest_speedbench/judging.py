@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_speedbench.cells import Cell
@@ -119,7 +119,7 @@ def _assessed(
         if reduced is None
         else Run(windows[0].start, windows[0].repeat, *reduced, prompts=prompt_lengths(turns)),
         reasons=tuple(reasons),
-        timing=tuple(_saturated(windows) + _not_held(windows) + _throttled(windows)),
+        timing=tuple(_timing(windows, _saturated) + _not_held(windows) + _timing(windows, _throttled)),
         measured=frozenset(turn.question_id for turn in turns),
         planned=frozenset(question_id for window in windows for question_id, _ in window.planned),
         turns=len(turns),
@@ -186,16 +186,20 @@ def invalid(cell: Cell, reason: Reason, labels: Labels) -> CellResult:
     return CellResult(labels.profile, cell, labels.item_id, Verdict.INVALID, (reason,))
 
 
-def _saturated(windows: Sequence[Window]) -> list[Reason]:
+def _timing(windows: Sequence[Window], problem: Callable[[Window], Reason | None]) -> list[Reason]:
+    """The first window's problem with its times, if any has one."""
+    found = {window.cell.name: problem(window) for window in windows}
+    return [Reason(p.code, f"{name}: {p.message}") for name, p in found.items() if p is not None][:1]
+
+
+def _saturated(window: Window) -> Reason | None:
     """A client too slow to time anything."""
-    problems = {window.cell.name: load_problem(window, open_loop=window.arrival_rate is not None) for window in windows}
-    return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
+    return load_problem(window, open_loop=window.arrival_rate is not None)
 
 
-def _throttled(windows: Sequence[Window]) -> list[Reason]:
+def _throttled(window: Window) -> Reason | None:
     """A GPU that was slowed down while it was measured."""
-    problems = {window.cell.name: gpu_validity.timing_problem(window.gpus) for window in windows}
-    return [Reason(p.code, f"{name}: {p.message}") for name, p in problems.items() if p is not None][:1]
+    return gpu_validity.timing_problem(window.gpus)
 
 
 def _not_held(windows: Sequence[Window]) -> list[Reason]:
@@ -275,7 +279,7 @@ def _gates(
         gates.append(gate if waiver is None else apply(gate, waiver))
     if not gates:
         return (), without_gate(cell, rules)
-    return tuple(gates), _invalid_gates(gates)
+    return tuple(gates), invalid_gates(gates)
 
 
 def _paired(
@@ -295,10 +299,11 @@ def _paired(
         )
         wrong = baseline.timing if any(METRICS[gate.metric].log_scale for gate in gates) else ()
     broken = [Reason("baseline_invalid", f"{baseline.source}: {r.code}: {r.message}") for r in wrong[:1]]
-    return gates, broken or _invalid_gates(gates)
+    return gates, broken or invalid_gates(gates)
 
 
-def _invalid_gates(gates: Sequence[GateResult]) -> list[Reason]:
+def invalid_gates(gates: Sequence[GateResult]) -> list[Reason]:
+    """Why gates are INVALID, one reason each."""
     return [
         Reason(gate.reason, f"{gate.note} ({gate.source})")
         for gate in gates

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.names import PROMPT_ORDERS
+from pytest_speedbench.strata import stratified
 
 STRATIFIED, ROUND_ROBIN = PROMPT_ORDERS
 
@@ -46,19 +46,8 @@ def select(rows: Sequence[N], n: int | None, seed: int, order: str = STRATIFIED)
         return tuple(rows)
     if order == ROUND_ROBIN:
         return tuple(rows[:n])
-    strata = defaultdict(list)
+    strata: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        strata[row.sub_category].append(row)
-    ranked = []
-    for name, members in strata.items():
-        members.sort(key=lambda row: _digest(seed, "row", row.question_id))
-        # Systematic sampling: members at even distances on [0, 1) with a random start. Without the
-        # random start, strata of one row would all stand at the same place, first or last.
-        start = int.from_bytes(_digest(seed, "stratum", name)[:8], "big") / 2**64
-        ranked += [((i + start) / len(members), _digest(seed, "row", r.question_id), r) for i, r in enumerate(members)]
-    ranked.sort(key=lambda entry: entry[:2])
-    return tuple(row for _, _, row in ranked[:n])
-
-
-def _digest(seed: int, kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{kind}\n{name}".encode()).digest()
+        strata[row.sub_category].append(row.question_id)
+    named = {row.question_id: row for row in rows}
+    return tuple(named[name] for name in stratified(strata, seed, "row")[:n])

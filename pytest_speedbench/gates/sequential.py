@@ -21,7 +21,6 @@ falling to one token per step could not have hidden among the rest.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from pytest_speedbench.gates.paired import Arm, conclude, prompt_sigma, unjudged
 from pytest_speedbench.gates.spending import OBRIEN_FLEMING, POCOCK, levels
 from pytest_speedbench.gates.verdict import GateResult, Noise, Scale, Verdict, decide, judge, run_noise, with_effects
 from pytest_speedbench.measure.metrics import METRICS
+from pytest_speedbench.strata import stratified
 
 FIRST_LOOK = 1 / 3
 """No look before this share of the prompts."""
@@ -52,13 +52,7 @@ def blocks(
     """
     if number < 1:
         raise ValueError(f"a send order needs at least one block, not {number}")
-    ranked = []
-    for stratum, ids in ids_by_stratum.items():
-        # Systematic sampling with a random start, or else strata of one prompt would all come at the same place.
-        start = int.from_bytes(_digest(seed, "stratum", stratum)[:8], "big") / 2**64
-        members = sorted(ids, key=lambda name: _digest(seed, "prompt", name))
-        ranked += [((i + start) / len(members), _digest(seed, "prompt", name), name) for i, name in enumerate(members)]
-    order = [name for _, _, name in sorted(ranked)]
+    order = stratified(ids_by_stratum, seed, "prompt")
     if len(set(order)) < len(order):
         raise ValueError("an id is in the send order twice")
     count = min(number, len(order))
@@ -237,7 +231,3 @@ def _satterthwaite(*parts: tuple[float, float]) -> float:
 def _stopped(sizes: Sequence[int], look: int, note: str) -> str:
     stopped = f"decided after {sizes[look]} of {sizes[-1]} prompts (look {look + 1} of {len(sizes)})"
     return f"{stopped}; {note}" if note else stopped
-
-
-def _digest(seed: int, kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{kind}\n{name}".encode()).digest()

@@ -29,15 +29,19 @@ def load(path: Path, *, today: dt.date | None = None) -> tuple[ThresholdsFile, .
     waiver not have expired.
     """
     today = today or dt.datetime.now(dt.timezone.utc).date()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*.y*ml") if _is_thresholds(p.relative_to(path)))
-        if not files:
-            raise ConfigError(f"{path.as_posix()}: the folder has no *.yaml or *.yml file")
-    elif path.exists():
-        files = [path]
-    else:
-        raise ConfigError(f"{path.as_posix()}: no such thresholds file or folder")
-    return tuple(_parse(read(file), today) for file in files)
+    return tuple(_parse(read(file), today) for file in files_of(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or those below a folder that are loaded, sorted. Raises ConfigError where there are none."""
+    if not path.is_dir():
+        if not path.exists():
+            raise ConfigError(f"{path.as_posix()}: no such thresholds file or folder")
+        return [path]
+    files = sorted(p for p in path.rglob("*.y*ml") if _is_thresholds(p.relative_to(path)))
+    if not files:
+        raise ConfigError(f"{path.as_posix()}: the folder has no *.yaml or *.yml file")
+    return files
 
 
 def _is_thresholds(relative: Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 from pytest_speedbench import tokenize
 from pytest_speedbench.engines import embedded
+from tests.emulator.schedule import Schedule
+from tests.emulator.server import Server
+from tests.emulator.vllm import Vllm
 from tests.plugin import project as files
 
 
@@ -72,3 +76,26 @@ def lengths(measured: Run) -> dict[str, float]:
         str(cell["cell"]["category"]): cell["metrics"]["acceptance_length"]["value"]
         for cell in files.artifact(measured.folder)["cells"]
     }
+
+
+ServeDrafts = Callable[..., str]
+
+
+@pytest.fixture
+def serve_drafts() -> Iterator[ServeDrafts]:
+    """``serve_drafts(rate, tokens=…, draft=…, seed=0)``: a vLLM server whose drafts are accepted with that probability.
+
+    Every request draws anew; ``seed`` tells servers of one rate apart. Returns the address.
+    """
+    with ExitStack() as stack:
+
+        def start(rate: float, *, tokens: int, draft: int, seed: int = 0) -> str:
+            app = Vllm(
+                lambda r: Schedule.drawn(tokens, draft=draft, rate=rate, seed=r.number + seed),
+                draft_tokens=draft,
+                metrics="detailed",
+                served="someone/model",
+            )
+            return stack.enter_context(Server(app)).base_url
+
+        yield start

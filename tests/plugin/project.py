@@ -75,6 +75,22 @@ def write_project(folder: Path, limits: Mapping[str, float] = LOOSE, *, tokenize
     write_profile(folder)
 
 
+def write_attached(folder: Path, tokenizer: Path, *, osl: int, draft_tokens: int, **options: object) -> None:
+    """A profile for a vLLM server of someone else that serves ``someone/model``, drafting always."""
+    (folder / "tokenizer").symlink_to(tokenizer)
+    profile = {
+        "dataset": "prompts",
+        "osl": osl,
+        "ignore_eos": True,
+        "model": "tokenizer",
+        "speculation": {"method": "draft", "draft_tokens": draft_tokens, "draft_model": "someone/drafter"},
+        "max_model_len": 2048,
+        "engines": {"vllm": {"served_model": "someone/model"}},
+        **options,
+    }
+    (folder / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+
+
 def command(folder: Path, *args: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "no:randomly", f"--basetemp={folder / 'tmp'}", *args]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,9 @@ def test_a_selection_measures_only_what_is_selected_before_too(tmp_path: Path, t
 
 @pytest.fixture
 def attached(tmp_path: Path, tokenizer: Path) -> Path:
-    (tmp_path / "tokenizer").symlink_to(tokenizer)
     texts = {name: [[f"Question {n} on {name}"] for n in range(6)] for name in ("coding", "math")}
     files.write_prompts(tmp_path / "prompts", texts)
-    profile = {
-        "dataset": "prompts",
-        "thresholds": "limits.yaml",
-        "osl": 64,
-        "ignore_eos": True,
-        "concurrency": 2,
-        "model": "tokenizer",
-        "speculation": {"method": "draft", "draft_tokens": 2, "draft_model": "someone/drafter"},
-        "max_model_len": 2048,
-        "engines": {"vllm": {"served_model": "someone/model"}},
-    }
-    (tmp_path / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+    files.write_attached(tmp_path, tokenizer, osl=64, draft_tokens=2, concurrency=2, thresholds="limits.yaml")
     return tmp_path
 
 

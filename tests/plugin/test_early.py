@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.emulator.schedule import Schedule
-from tests.emulator.server import Server
-from tests.emulator.vllm import Vllm
 from tests.plugin import project as files
+from tests.plugin.conftest import ServeDrafts
 
 DRAFT, TOKENS, PROMPTS = 3, 128, 60
 RATE = 0.7
@@ -25,25 +21,14 @@ Serve = Callable[[float], str]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    with ExitStack() as stack:
-
-        def start(rate: float) -> str:
-            app = Vllm(
-                lambda r: Schedule.drawn(TOKENS, draft=DRAFT, rate=rate, seed=r.number),
-                draft_tokens=DRAFT,
-                metrics="detailed",
-                served="someone/model",
-            )
-            return stack.enter_context(Server(app)).base_url
-
-        yield start
+def serve(serve_drafts: ServeDrafts) -> Serve:
+    """Start a server whose drafts are accepted with a given probability; its address."""
+    return lambda rate: serve_drafts(rate, tokens=TOKENS, draft=DRAFT)
 
 
 @pytest.fixture
 def calibrated(tmp_path: Path, tokenizer: Path) -> Path:
     """A project with a calibrated floor for one category of 60 prompts."""
-    (tmp_path / "tokenizer").symlink_to(tokenizer)
     files.write_prompts(tmp_path / "prompts", {"coding": [[f"Question {n}"] for n in range(PROMPTS)]})
     evidence = "{starts: 6, repeats: 1, sd_start: 0.005, date: 2026-11-20}"
     (tmp_path / "limits.yaml").write_text(
@@ -52,18 +37,7 @@ def calibrated(tmp_path: Path, tokenizer: Path) -> Path:
         f"    acceptance_length: {{min: {REFERENCE * 0.96:.5f}, reference: {REFERENCE}, margin: 4%,\n"
         f"      evidence: {evidence}}}\n"
     )
-    profile = {
-        "dataset": "prompts",
-        "thresholds": "limits.yaml",
-        "osl": TOKENS,
-        "ignore_eos": True,
-        "concurrency": 4,
-        "model": "tokenizer",
-        "speculation": {"method": "draft", "draft_tokens": DRAFT, "draft_model": "someone/drafter"},
-        "max_model_len": 2048,
-        "engines": {"vllm": {"served_model": "someone/model"}},
-    }
-    (tmp_path / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+    files.write_attached(tmp_path, tokenizer, osl=TOKENS, draft_tokens=DRAFT, concurrency=4, thresholds="limits.yaml")
     return tmp_path
 
 

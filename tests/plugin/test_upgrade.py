@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,45 +13,24 @@ from tests.emulator.schedule import Schedule
 from tests.emulator.server import Server
 from tests.emulator.vllm import Vllm
 from tests.plugin import project as files
+from tests.plugin.conftest import ServeDrafts
 
 DRAFT, TOKENS, PROMPTS = 3, 256, 12
 Serve = Callable[[float], str]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(serve_drafts: ServeDrafts) -> Serve:
     """Start a server whose drafts are accepted with a given probability; its address."""
-    with ExitStack() as stack:
-
-        def start(rate: float) -> str:
-            app = Vllm(
-                lambda r: Schedule.drawn(TOKENS, draft=DRAFT, rate=rate, seed=r.number + int(1e6 * rate)),
-                draft_tokens=DRAFT,
-                metrics="detailed",
-                served="someone/model",
-            )
-            return stack.enter_context(Server(app)).base_url
-
-        yield start
+    return lambda rate: serve_drafts(rate, tokens=TOKENS, draft=DRAFT, seed=int(1e6 * rate))
 
 
 @pytest.fixture
 def upgrade(tmp_path: Path, tokenizer: Path) -> Path:
     """A project without any limit."""
-    (tmp_path / "tokenizer").symlink_to(tokenizer)
     texts = {name: [[f"Question {n} on {name}"] for n in range(PROMPTS)] for name in ("coding", "math", "qa")}
     files.write_prompts(tmp_path / "prompts", texts)
-    profile = {
-        "dataset": "prompts",
-        "osl": TOKENS,
-        "ignore_eos": True,
-        "concurrency": 4,
-        "model": "tokenizer",
-        "speculation": {"method": "draft", "draft_tokens": DRAFT, "draft_model": "someone/drafter"},
-        "max_model_len": 2048,
-        "engines": {"vllm": {"served_model": "someone/model"}},
-    }
-    (tmp_path / "speedbench.yaml").write_text(json.dumps(profile), encoding="utf-8")
+    files.write_attached(tmp_path, tokenizer, osl=TOKENS, draft_tokens=DRAFT, concurrency=4)
     return tmp_path
 
 

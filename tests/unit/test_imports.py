@@ -17,7 +17,7 @@ PACKAGE = Path(pytest_speedbench.__file__).parent
 # Lowest first. A module may import from lower layers and from its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("names", "errors", "__init__"),
-    ("options", "cells", "files", "columns"),
+    ("options", "cells", "files", "columns", "strata"),
     ("measure",),
     ("gates",),
     ("engines.base", "data", "tokenize", "token_cache", "gguf_tokenizer", "gguf_metadata"),
