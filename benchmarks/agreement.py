@@ -5,11 +5,11 @@
 
 Both clients send the same token ids, with the same bodies, in the same order, at the same concurrency, and each says
 by its own formulas and stamps what it measured. Without a tokenizer, which would change the ids, vllm bench serve
-prints no latencies: they are taken from its record of each request.
+prints no latencies: they are taken from its record of each request, which 0.24 has as well as later versions.
 
 --dummy-8b serves a model of the shape of Llama 3.1 8B without weights, with the tokenizer of the folder; --base-url
-measures a server that runs already (vllm, prefix caching off). --packages is what vllm bench serve needs and the
-environment of the server lacks (tools/peers.sh: PEERS/vllm-bench).
+measures a server that runs already (vllm, prefix caching off). --packages are folders of what that Python lacks, such
+as what vllm bench serve needs (tools/peers.sh: PEERS/vllm-bench).
 Nothing is downloaded. Ratios come with a 95 % interval (Student's t over the rounds, of logarithms); they agree
 where all of it is within 1 %, and not where all of it is beyond; else more rounds are needed.
 """
@@ -74,7 +74,7 @@ def serving(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Vllm, str
     """The engine module and the address of its server, started here unless one was named."""
     model = str(dummy_8b(asked.dummy_8b, folder) if asked.dummy_8b else asked.model or "speedbench")
     extra = ["--load-format", "dummy"] if asked.dummy_8b else []
-    options = {"python": str(asked.python), "args": [*extra, *asked.serve]}
+    options = {"python": str(asked.python), "args": [*extra, *asked.serve], "env": packages(asked)}
     engine = Vllm(Profile("vllm", "vllm", model, Speculation("none", 0), base_url=asked.base_url, options=options))
     engine.check()
     if asked.base_url:
@@ -103,8 +103,11 @@ def serving(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Vllm, str
 
 def environment(asked: argparse.Namespace) -> dict[str, str]:
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    packages = {"PYTHONPATH": str(asked.packages.resolve())} if asked.packages else {}
-    return {**os.environ, **quiet, **packages}
+    return {**os.environ, **quiet, **packages(asked)}
+
+
+def packages(asked: argparse.Namespace) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(str(folder.resolve()) for folder in asked.packages)} if asked.packages else {}
 
 
 def conversations(number: int, isl: int) -> tuple[Conversation, ...]:
@@ -161,9 +164,8 @@ def theirs(
     if done.returncode or not (folder / "theirs.json").exists():
         raise SystemExit(f"vllm bench serve ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     said = json.loads((folder / "theirs.json").read_text(encoding="utf-8"))
-    # As calculate_metrics of vllm/benchmarks/serve.py does.
-    each = zip(said["latencies"], said["ttfts"], said["output_lens"], strict=True)
-    tpot = [(latency - ttft) / (tokens - 1) for latency, ttft, tokens in each]
+    # As calculate_metrics of vllm/benchmarks/serve.py does: what is not TTFT of a latency are its gaps.
+    tpot = [sum(gaps) / (tokens - 1) for gaps, tokens in zip(said["itls"], said["output_lens"], strict=True)]
     values = reduced(float(said["output_throughput"]), np.array(said["ttfts"]), np.array(tpot))
     return values, (int(said["total_input_tokens"]), int(said["total_output_tokens"]))
 
@@ -195,7 +197,7 @@ def compare(concurrency: int, rounds: Sequence[tuple[Mapping[str, float], Mappin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", type=Path, required=True, help="of the environment that has vllm")
-    parser.add_argument("--packages", type=Path, help="further packages for vllm bench serve")
+    parser.add_argument("--packages", type=Path, nargs="+", default=[], help="further packages of it")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="what to serve")
     what.add_argument("--dummy-8b", type=Path, metavar="TOKENIZER_FOLDER")
