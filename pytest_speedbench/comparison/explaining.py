@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from pytest_speedbench.gates.verdict import GateResult, Verdict
-from pytest_speedbench.measure.diagnosis import Change, Symptoms, change, conditional_changes, diagnose
+from pytest_speedbench.measure.diagnosis import (
+    CLOCK_BAND,
+    UTILISATION_BAND,
+    Change,
+    Symptoms,
+    change,
+    conditional_changes,
+    diagnose,
+    drafting_change,
+)
 from pytest_speedbench.measure.equal_length import EqualLength, Paired, equal_length
+from pytest_speedbench.measure.gpu_record import GpuWindow
+from pytest_speedbench.measure.gpu_validity import MIN_RUN
 from pytest_speedbench.measure.metrics import METRICS
-from pytest_speedbench.measure.samples import Window
+from pytest_speedbench.measure.samples import Counters, Window
 from pytest_speedbench.results import CellResult
 
 
@@ -45,7 +57,7 @@ def explain(
         return Explanation()
     base, new = ([turn for window in side for turn in window.turns] for side in windows)
     length = equal_length(new, base)
-    symptoms = _symptoms(old, now, length, categories)
+    symptoms = _symptoms(old, now, length, categories, windows)
     found = {
         gate.metric: diagnose(symptoms, gate.metric)
         for gate in open_gates
@@ -59,7 +71,11 @@ def _is_acceptance(metric: str) -> bool:
 
 
 def _symptoms(
-    old: CellResult, now: CellResult, length: EqualLength | None, categories: Sequence[tuple[CellResult, CellResult]]
+    old: CellResult,
+    now: CellResult,
+    length: EqualLength | None,
+    categories: Sequence[tuple[CellResult, CellResult]],
+    windows: tuple[Sequence[Window], Sequence[Window]],
 ) -> Symptoms:
     conditional: tuple[Change, ...] = ()
     if old.acceptance is not None and now.acceptance is not None:
@@ -74,7 +90,36 @@ def _symptoms(
         step_s=_changed("step_p50_s", old, now),
         ttft_s=_changed("ttft_p50_s", old, now),
         output_tps=_changed("output_tps", old, now),
+        drafting=_drafting(*windows),
+        sm_clock=_of_gpus(_clock, CLOCK_BAND, old, now),
+        gpu_utilisation=_of_gpus(_utilisation, UTILISATION_BAND, old, now),
+        client_cpu=max((window.client.cpu_share for window in windows[1]), default=None),
     )
+
+
+def _drafting(base: Sequence[Window], new: Sequence[Window]) -> Change | None:
+    """By the counters of the server, where it counts both drafts and steps."""
+    now, was = (Counters.total(window.counters for window in side) for side in (new, base))
+    if now.drafts is None or now.steps is None or was.drafts is None or was.steps is None:
+        return None
+    return drafting_change((now.drafts, now.steps), (was.drafts, was.steps))
+
+
+def _of_gpus(read: Callable[[GpuWindow], float | None], band: float, old: CellResult, now: CellResult) -> Change | None:
+    """Mean over the GPUs of all runs; None where any of them does not tell, or in too few samples."""
+    values = [[read(gpu) for run in result.runs for gpu in run.gpus] for result in (now, old)]
+    known = [[value for value in side if value is not None] for side in values]
+    if not all(known) or known != values:
+        return None
+    return Change(fmean(known[0]), fmean(known[1]), band)
+
+
+def _clock(gpu: GpuWindow) -> float | None:
+    return None if gpu.sm_mhz is None or gpu.working < MIN_RUN else gpu.sm_mhz.median
+
+
+def _utilisation(gpu: GpuWindow) -> float | None:
+    return None if gpu.samples < MIN_RUN else gpu.utilisation
 
 
 def _paired(paired: Paired) -> Change:

@@ -51,10 +51,12 @@ Label = Literal[
 SIGMAS = 2.0
 """Standard deviations that noise is taken to reach."""
 CONDITIONAL_FLOOR = 0.05
-"""The least relative band of a conditional acceptance. Steps of one text are alike, so counting them
+"""The least relative band of a share of steps. Steps of one text are alike, so counting them
 as independent, as the binomial band does, promises too much."""
 CLOCK_BAND = 0.02
 """For ``Symptoms.sm_clock``: clocks of a card that is not held back vary by less."""
+UTILISATION_BAND = 0.1
+"""For ``Symptoms.gpu_utilisation``, which the driver averages over up to a second and is looked at once a second."""
 IDLE_GPU = 0.9
 """A GPU that was busy for less of the time waited for its host."""
 BUSY_CLIENT = 0.8
@@ -166,9 +168,24 @@ def conditional_changes(now: Mapping[int, int], was: Mapping[int, int] | Sequenc
         tried = [_reached(histogram, position) for histogram in (now, reference) if histogram]
         if not before > 0 or not all(tried):
             break
-        variance = sum(before * max(1 - before, 0.0) / steps for steps in tried)
-        found.append(Change(share, before, max(CONDITIONAL_FLOOR, SIGMAS * math.sqrt(variance) / before)))
+        found.append(Change(share, before, _binomial_band(before, tried)))
     return tuple(found)
+
+
+def drafting_change(now: tuple[int, int], was: tuple[int, int]) -> Change | None:
+    """The share of decode steps that drafted, from (drafts, steps) of both sides; None where a side has none."""
+    shares = [drafts / steps for drafts, steps in (now, was) if drafts > 0 and steps > 0]
+    if len(shares) < 2:
+        return None
+    # A server may count the steps of a cut last turn on one side only.
+    share, before = (min(1.0, each) for each in shares)
+    return Change(share, before, _binomial_band(before, (now[1], was[1])))
+
+
+def _binomial_band(share: float, tried: Sequence[int]) -> float:
+    """The relative band of a share that was counted over ``tried`` steps, one number per side."""
+    variance = sum(share * max(1 - share, 0.0) / steps for steps in tried)
+    return max(CONDITIONAL_FLOOR, SIGMAS * math.sqrt(variance) / share)
 
 
 def _reached(histogram: Mapping[int, int], position: int) -> int:
