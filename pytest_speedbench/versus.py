@@ -19,6 +19,8 @@ from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.measure.speedup import decode_speedups, speedups
 
 _ACCEPTANCE = "acceptance_length"
+_OF_CELL = "decode_acceptance_length"
+"""What is known where a server joins events but counts its steps."""
 _RATES = ("output_tps", "user_tps", "ttft_p50_s")
 _STEADY = "steady_output_tps"
 
@@ -93,12 +95,14 @@ def paired_gates(
 ) -> tuple[GateResult, ...]:
     """One gate per metric that an upgrade must not worsen: acceptance length, and in throughput cells rates too.
 
+    Without steps per request in any run, the acceptance length of decoding in whole cells stands in.
+
     The family's α is allocated as within a thresholds file, over all cells that the baseline gates, and spent over
     ``looks`` looks at growing evidence, of which this is the ``look``-th; these are at so many engine ``starts`` if
     there are several.
     """
     several = len(starts) > 1
-    metrics = [_ACCEPTANCE] if speculates else []
+    metrics = [_OF_CELL if _cells_only(runs, baseline) else _ACCEPTANCE] if speculates else []
     if cell.split == "throughput":
         steady = all(_STEADY in run.metrics for run in (*runs, *baseline.runs))
         metrics += [_STEADY if steady and name == "output_tps" else name for name in _RATES]
@@ -106,7 +110,7 @@ def paired_gates(
     gates = tuple(
         judge_pair(
             name,
-            *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _rate_arms(name, runs, baseline.runs)),
+            *(_acceptance_arms(baseline.shared) if name == _ACCEPTANCE else _cell_arms(name, runs, baseline.runs)),
             margin=margin_of(METRICS[name], cell),
             alpha=alpha if several else spent_rate(alpha, look, looks),
             beta=beta if several else spent_rate(beta, look, looks),
@@ -118,6 +122,12 @@ def paired_gates(
     )
     before = _conditional(baseline.runs)
     return tuple(replace(gate, looks=gate.looks if several else look, conditional_reference=before) for gate in gates)
+
+
+def _cells_only(runs: Sequence[Run], baseline: Baseline) -> bool:
+    """Whether acceptance is known, without doubt, for whole cells and not by prompt."""
+    found = [run.metrics.get(_OF_CELL) for run in (*runs, *baseline.runs)]
+    return not baseline.shared and all(metric is not None and metric.bracket is None for metric in found)
 
 
 def _conditional(runs: Sequence[Run]) -> tuple[float, ...]:
@@ -142,7 +152,7 @@ def _acceptance_arms(runs: Sequence[Shared]) -> tuple[Arm, Arm]:
     return arm([run.new for run in runs]), arm([run.old for run in runs])
 
 
-def _rate_arms(name: str, new: Sequence[Run], old: Sequence[Run]) -> tuple[Arm, Arm]:
+def _cell_arms(name: str, new: Sequence[Run], old: Sequence[Run]) -> tuple[Arm, Arm]:
     def arm(runs: Sequence[Run]) -> Arm:
         return Arm(runs=[(run.start, run.repeat, run.metrics[name].value) for run in runs if name in run.metrics])
 

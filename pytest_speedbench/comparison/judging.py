@@ -25,7 +25,7 @@ _ABOUT_LIMITS = frozenset({"no_gate", "unreachable", "other_prompts", "no_per_re
 _ABOUT_TIME = frozenset({"client_saturated", "concurrency_not_held"})
 """Reasons that leave token and step counts sound."""
 
-_NO_PROMPTS = "without the request logs of both runs prompts cannot be paired, and two values alone show no noise"
+_NO_PROMPTS = "without the request logs of both runs prompts cannot be paired, and one engine start each shows no noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def judge_cell(
             source=base.name,
             assumed_noise=spec.assumed_noise,
         )
-        if not pairs and gate.reason == "too_few_prompts":
+        if not pairs and gate.reason == "too_few_starts" and not spec.log_scale:
             gate = replace(gate, note=_NO_PROMPTS)
         gates.append(gate)
         if gate.verdict is Verdict.INVALID:
@@ -225,6 +225,9 @@ def _arm(metric: str, result: CellResult, turns: Mapping[tuple[int, int], Sequen
     per_run = {key: _per_prompt(metric, conversations) for key, conversations in turns.items()}
     if per_run and all(per_run.values()):
         return _arm_of_prompts(per_run)
+    if metric in result.metrics and result.metrics[metric].bracket is not None:
+        # Between two numbers, which is no number to compare.
+        return Arm(())
     return Arm(
         runs=tuple((run.start, run.repeat, run.values[metric]) for run in runs_of(result) if metric in run.values)
     )

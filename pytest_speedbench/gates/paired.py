@@ -9,6 +9,9 @@ whole-cell values between engine starts shows all of it, with few degrees of fre
 band, and the wider one counts: the band of the starts alone is an exact t test, so the error rates
 hold whatever starts do, and the band of the prompts guards against starts that agree by luck. With
 one start per arm there are only the prompts (and repeats), and the result says what that assumes.
+Where an engine tells no steps per request (it joins events of many streams), there are whole-cell values
+only: the band is that of the starts, and no narrower than the noise that the metric is assumed to have, since a few
+starts of an engine without randomness agree exactly and still answer other prompts otherwise.
 
 Rates and latencies: start k of the new engine and start k of the old are neighbours in the order
 new-old-old-new, so each pair gives one logarithm of a ratio that slow drift hardly touches (Kalibera
@@ -40,8 +43,8 @@ class Arm:
     """What was measured of one metric with one of the two engines.
 
     ``runs`` are whole-cell values as (start, repeat, value), starts counted from 0 in each arm.
-    ``prompts`` is the value of each conversation, its mean over ``runs``, by id and in send order; it is
-    needed for acceptance metrics only. ``weights`` are for estimators that are not the mean over conversations
+    ``prompts`` is the value of each conversation, its mean over ``runs``, by id and in send order; only
+    acceptance metrics have it, and not where the engine tells no steps per request. ``weights`` are for estimators that are not the mean over conversations
     but Σ weight · value / Σ weight, such as the pooled acceptance length with decode steps as weights.
     """
 
@@ -98,6 +101,13 @@ def judge_pair(
             return replace(blank, verdict=Verdict.INCONCLUSIVE, reason="too_few_starts", note=_MORE_STARTS)
         sigma, df, note = _between_pairs(new, old, assumed_noise)
         bands = [Noise.of(sigma, df, alpha=alpha, beta=beta)]
+    elif not new.prompts:
+        if starts < LEAST_PAIRS:
+            return replace(blank, verdict=Verdict.INCONCLUSIVE, reason="too_few_starts", note=_NO_PROMPTS)
+        of_runs, note = _between_runs(new, old)
+        assert of_runs is not None
+        assumed = spec.assumed_noise * blank.reference * math.sqrt(2 / starts)
+        bands = [Noise.of(*each, alpha=alpha, beta=beta) for each in (of_runs, (assumed, math.inf))]
     else:
         if len(new.prompts) < 2:
             return replace(
@@ -168,6 +178,11 @@ _MOST_ALIKE = 0.9
 _MORE_STARTS = (
     "one pair of engine starts cannot show how starts differ: measure at least 2 of each engine "
     "(--speedbench-starts 2; 3, then 5, then 8 decide most), or state the noise between starts"
+)
+
+_NO_PROMPTS = (
+    "acceptance is not known by prompt, and two whole-cell values show no noise: measure at least 2 engine starts of "
+    "each (--speedbench-starts 2)"
 )
 
 

@@ -217,6 +217,36 @@ def test_other_prompts_are_invalid_and_one_prompt_decides_nothing() -> None:
     assert of_lengths(lengths(2.0), lengths(2.0)).reason == "too_few_prompts"
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        # Starts: squares 2 × 0.01² + 2 × 0.01² over 2 degrees of freedom, so σ = 0.0141 × √(1/2 + 1/2) = 0.0141;
+        # PASS from 1.96 + 2.9200 × 0.0141 = 2.0013, FAIL below 2 − 4.3027 × 0.0141 = 1.9392.
+        ((2.012, 1.992), (2.01, 1.99), PASS),
+        ((2.010, 1.990), (2.01, 1.99), INCONCLUSIVE),
+        ((1.950, 1.930), (2.01, 1.99), INCONCLUSIVE),
+        ((1.949, 1.929), (2.01, 1.99), FAIL),
+        # Starts that agree exactly: σ = 0.005 × 2 × √(2/2) = 0.01; PASS from 1.96 + 1.6449 × 0.01 = 1.97645,
+        # FAIL below the limit, since 2 − 1.9600 × 0.01 is above it.
+        ((1.977, 1.977), (2.0, 2.0), PASS),
+        ((1.976, 1.976), (2.0, 2.0), INCONCLUSIVE),
+        ((1.961, 1.961), (2.0, 2.0), INCONCLUSIVE),
+        ((1.959, 1.959), (2.0, 2.0), FAIL),
+    ],
+)
+def test_whole_cells_alone_decide_from_two_starts_on(
+    new: tuple[float, ...], old: tuple[float, ...], expected: Verdict
+) -> None:
+    assert of_lengths(rates(*new), rates(*old)).verdict is expected
+
+
+def test_whole_cells_of_one_start_decide_nothing() -> None:
+    for new, old in (((1.0,), (2.0,)), ((2.0, 2.0), (2.0,))):
+        result = of_lengths(rates(*new), rates(*old))
+        assert (result.verdict, result.reason) == (INCONCLUSIVE, "too_few_starts")
+        assert "--speedbench-starts 2" in result.note
+
+
 def test_nothing_accepted_any_more_is_a_failure() -> None:
     new, old = lengths(*[0.0] * 20), lengths(*[0.4] * 20)
     assert judge_pair("acceptance_rate", new, old, margin=0.04, alpha=0.05, beta=0.05, source="o").verdict is FAIL

@@ -567,3 +567,39 @@ def test_an_upgrade_that_lost_its_speculation_is_not_green() -> None:
 def test_a_baseline_that_is_no_measurement_is_none() -> None:
     result = against(window(TURNS, cell=CODING), broken("lost_requests"))
     assert (result.verdict, codes(result)[0]) == (Verdict.INVALID, "baseline_invalid")
+
+
+def of_cells(new: tuple[tuple[int, int], ...], old: tuple[int, int] = (24, 24)) -> CellResult:
+    """One repeat of every engine start, in windows whose steps are known for the cell only, between two numbers."""
+    draft = Speculation("draft", 3)
+    arms = [
+        [
+            assess(replace(stepless(low=low, high=high), start=start), draft, (str(start),))
+            for start, (low, high) in enumerate(side)
+        ]
+        for side in (new, (old,) * len(new))
+    ]
+    baseline = Baseline("old.yaml", tuple(each.run for each in arms[1] if each.run is not None), (), (CODING,))
+    return judge_runs(CODING, arms[0], replace(rules(), gate_required=False), LABELS, baseline)
+
+
+def test_where_no_request_has_steps_whole_cells_are_compared() -> None:
+    result = of_cells(((24, 24), (24, 24)))
+    (gate,) = result.gates
+    assert (result.verdict, gate.metric, gate.value) == (Verdict.PASS, "decode_acceptance_length", 2.0)
+    # 48 tokens in 30 steps.
+    (gate,) = of_cells(((30, 30), (30, 30))).gates
+    assert (gate.verdict, gate.value, gate.reference) == (Verdict.FAIL, pytest.approx(1.6), 2.0)
+
+
+def test_of_one_start_each_whole_cells_say_nothing() -> None:
+    result = of_cells(((24, 24),))
+    assert (result.verdict, result.gates[0].reason) == (Verdict.INCONCLUSIVE, "too_few_starts")
+
+
+@pytest.mark.parametrize(("new", "old"), [((24, 25), (24, 24)), ((24, 24), (24, 25))])
+def test_what_is_only_known_to_lie_between_two_numbers_is_not_compared(
+    new: tuple[int, int], old: tuple[int, int]
+) -> None:
+    result = of_cells((new, new), old)
+    assert (result.verdict, codes(result)) == (Verdict.INVALID, ["not_measured"])
