@@ -44,8 +44,9 @@ class Arm:
 
     ``runs`` are whole-cell values as (start, repeat, value), starts counted from 0 in each arm.
     ``prompts`` is the value of each conversation, its mean over ``runs``, by id and in send order; only
-    acceptance metrics have it, and not where the engine tells no steps per request. ``weights`` are for estimators that are not the mean over conversations
-    but Σ weight · value / Σ weight, such as the pooled acceptance length with decode steps as weights.
+    acceptance metrics have it, and not where the engine tells no steps per request. ``weights`` are for
+    estimators that are not the mean over conversations but Σ weight · value / Σ weight, such as the pooled
+    acceptance length with decode steps as weights.
     """
 
     runs: Sequence[tuple[int, int, float]]
@@ -106,6 +107,7 @@ def judge_pair(
             return replace(blank, verdict=Verdict.INCONCLUSIVE, reason="too_few_starts", note=_NO_PROMPTS)
         of_runs, note = _between_runs(new, old)
         assert of_runs is not None
+        assert blank.reference is not None
         assumed = spec.assumed_noise * blank.reference * math.sqrt(2 / starts)
         bands = [Noise.of(*each, alpha=alpha, beta=beta) for each in (of_runs, (assumed, math.inf))]
     else:
