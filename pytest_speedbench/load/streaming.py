@@ -52,7 +52,7 @@ _MAX_AGE_NS = 10**9
 _SAME_MOMENT_NS = 20_000
 """Two clocks that are read further apart than this, because something came between, are read again."""
 _SHOWN_BYTES = 200
-NONSENSE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+NONSENSE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What decoders raise for an event that is not as the protocol says."""
 
 
