@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pytest_speedbench.engines import embedded
+from pytest_speedbench.engines import embedded, event_json
 from pytest_speedbench.engines.base import (
     Capacity,
     Description,
@@ -231,7 +231,7 @@ class _Decoder:
         self._final: dict[str, Any] | None = None
 
     def event(self, data: bytes, at_ns: int) -> None:
-        payload = json.loads(data)
+        payload = event_json.loads(data)
         if "error" in payload:
             raise RequestError("error_event", error_text(data))
         timings = payload.get("timings") or {}

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from packaging.version import InvalidVersion, Version
 
+from pytest_speedbench.engines import event_json
 from pytest_speedbench.engines import sglang_speculation as speculating
 from pytest_speedbench.engines.base import (
     Capacity,
@@ -314,7 +315,7 @@ class _Decoder:
         if data == b"[DONE]":
             self._done = True
             return
-        payload = json.loads(data)
+        payload = event_json.loads(data)
         if "error" in payload:
             raise RequestError("error_event", error_text(data))
         if self._final is not None:

@@ -6,11 +6,11 @@ generated all the same, and is put back here, so that every engine counts output
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_speedbench.engines import event_json
 from pytest_speedbench.engines.base import TurnRequest
 from pytest_speedbench.engines.error_bodies import error_text
 from pytest_speedbench.errors import RequestError
@@ -50,7 +50,7 @@ class Decoder:
         if data == b"[DONE]":
             self._done = True
             return
-        payload = json.loads(data)
+        payload = event_json.loads(data)
         if "error" in payload or payload.get("object") == "error":
             raise RequestError("error_event", error_text(data))
         if payload.get("usage") is not None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from packaging.version import InvalidVersion, Version
 
-from pytest_speedbench.engines import installed
+from pytest_speedbench.engines import event_json, installed
 from pytest_speedbench.engines import vllm_speculation as speculating
 from pytest_speedbench.engines.base import (
     Capacity,
@@ -346,7 +346,7 @@ class _Decoder:
         if data == b"[DONE]":
             self._done = True
             return
-        payload = json.loads(data)
+        payload = event_json.loads(data)
         if "error" in payload:
             raise RequestError("error_event", error_text(data))
         for choice in payload["choices"]:

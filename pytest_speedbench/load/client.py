@@ -129,6 +129,8 @@ class StreamingClient:
     async def __aexit__(self, *_: object) -> None:
         while self._ahead:
             self._ahead.pop().close()
+        if self._reception is not None:
+            self._reception.close()
 
     @property
     def kernel_stamped(self) -> float:

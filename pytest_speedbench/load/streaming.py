@@ -8,12 +8,16 @@ more than the kernel hands out without a system call; ``benchmarks/load.py`` has
 On Linux the stamp of a plain connection is the kernel's own (SO_TIMESTAMPNS): it is right even when this process
 was late to read. Elsewhere, and with TLS, it is the moment of the read. Where several events were read at once the
 stamp is that of the last.
+
+Since the kernel stamps, reading can wait for company: with many streams the sockets are looked at every ms at most, all
+that are ready in one go, so that a wake-up of the event loop is paid per look and not per event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -36,6 +40,10 @@ BATCH_NS = 300_000
 MAX_BACKLOG_BYTES = 1 << 20
 """Bytes of a stream that wait to be decoded; beyond that its socket is left alone until half of them are."""
 RESUME_S = 0.001
+CROWD = 32
+"""With this many sockets, a look at them can wait until there is more to read."""
+NAP_S = 0.001
+"""How long it waits: far below a step of so many streams, and asyncio has no shorter timers."""
 _SO_TIMESTAMPNS = 35
 """Linux, 64 bits; Python's socket module has no name for it."""
 _TIMESPEC = struct.Struct("@qq")
@@ -44,24 +52,80 @@ _MAX_AGE_NS = 10**9
 _SAME_MOMENT_NS = 20_000
 """Two clocks that are read further apart than this, because something came between, are read again."""
 _SHOWN_BYTES = 200
-NONSENSE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+NONSENSE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What decoders raise for an event that is not as the protocol says."""
 
 
 class Reception:
-    """What all streams of one event loop share: a buffer to read into, and the queue of what is to be decoded.
+    """What all streams of one event loop share: sockets, a buffer to read into, and the queue of what is to be decoded.
 
-    A turn of the loop first reads and stamps whatever sockets are ready; decoding comes in the next
-    turn, in batches of ``BATCH_NS``, with a look at the sockets after each. ``reads`` counts reads,
-    ``kernel_stamps`` those of them whose stamp is the kernel's.
+    A look first reads and stamps whatever sockets are ready; decoding comes in the next turn of the loop,
+    in batches of ``BATCH_NS``, with a turn of the loop after each. ``reads`` counts reads, ``kernel_stamps`` those of
+    them whose stamp is the kernel's.
+
+    On Linux the sockets are in an epoll of their own, which is the only thing that the loop watches.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self.loop, self.clock = loop, clock
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.reads = self.kernel_stamps = 0
-        self._waiting: deque[Exchange] = deque()
+        self._waiting: deque[tuple[Exchange, int, bytes | Exception]] = deque()
         self._scheduled = False
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._nap: asyncio.TimerHandle | None = None
+        self._epoll: select.epoll | None = None
+        if sys.platform == "linux":
+            self._epoll = select.epoll()
+            loop.add_reader(self._epoll.fileno(), self._look)
+
+    def watch(self, sock: socket.socket, read: Callable[[], None]) -> None:
+        """Call ``read`` whenever there is something to read."""
+        if self._epoll is None:
+            self.loop.add_reader(sock, read)
+        else:
+            self._epoll.register(sock, select.EPOLLIN)
+            self._watched[sock.fileno()] = read
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """End ``watch``; to be called before the socket is closed."""
+        if self._epoll is None:
+            self.loop.remove_reader(sock)
+        elif not self._epoll.closed:
+            self._epoll.unregister(sock)
+            del self._watched[sock.fileno()]
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._epoll is None:
+            return
+        if self._nap is None:
+            self.loop.remove_reader(self._epoll.fileno())
+        else:
+            self._nap.cancel()
+        self._epoll.close()
+
+    def _look(self) -> None:
+        assert self._epoll is not None
+        ready = self._epoll.poll(0)
+        for number, _ in ready:
+            # An earlier one can have ended the watch. The next socket of the same number would be asked in vain.
+            read = self._watched.get(number)
+            if read is None:
+                continue
+            try:
+                read()
+            except Exception as error:
+                # As asyncio does with a reader of its own: the others go on.
+                self.loop.call_exception_handler({"message": "reading a stream failed", "exception": error})
+        # Without the kernel's stamps waiting would make events late.
+        if ready and len(self._watched) >= CROWD and 0 < self.reads == self.kernel_stamps:
+            if self._nap is None:
+                self.loop.remove_reader(self._epoll.fileno())
+            self._nap = self.loop.call_later(NAP_S, self._look)
+        elif self._nap is not None:
+            self._nap = None
+            self.loop.add_reader(self._epoll.fileno(), self._look)
 
     def stamp(self, ancillary: Sequence[tuple[int, int, bytes]]) -> int:
         """When what has just been read arrived, by the clock of the client."""
@@ -82,9 +146,9 @@ class Reception:
         self.kernel_stamps += 1
         return now_ns - int(age_ns)
 
-    def arrived(self, exchange: Exchange) -> None:
-        """Have ``exchange.decode`` called, once for each call of this."""
-        self._waiting.append(exchange)
+    def arrived(self, exchange: Exchange, at_ns: int, piece: bytes | Exception) -> None:
+        """Have ``exchange.decode`` called with what has arrived, after all that arrived before."""
+        self._waiting.append((exchange, at_ns, piece))
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._decode)
@@ -93,7 +157,8 @@ class Reception:
         waiting, clock = self._waiting, self.clock
         until = clock() + BATCH_NS
         while waiting:
-            waiting.popleft().decode()
+            exchange, at_ns, piece = waiting.popleft()
+            exchange.decode(at_ns, piece)
             if clock() > until:
                 break
         self._scheduled = bool(waiting)
@@ -108,29 +173,25 @@ class Exchange:
         self.finished: asyncio.Future[None] = reception.loop.create_future()
         self.backlog = 0
         self._reception, self._decoder, self._error_text = reception, decoder, error_text
-        self._pieces: deque[tuple[int, bytes | Exception]] = deque()
         self._response, self._events = Response(), EventParser()
         self._error_body = b""
 
     def received(self, at_ns: int, data: bytes) -> None:
         """Bytes that arrived at ``at_ns``."""
         self.backlog += len(data)
-        self._pieces.append((at_ns, data))
-        self._reception.arrived(self)
+        self._reception.arrived(self, at_ns, data)
 
     def lost(self, error: Exception | None) -> None:
         """The connection has ended, by an error or (None) in order."""
-        self._pieces.append((0, error or EOFError("the server closed it")))
-        self._reception.arrived(self)
+        self._reception.arrived(self, 0, error or EOFError("the server closed it"))
 
     def fail(self, error: RequestError) -> None:
         """Give up."""
         if not self.finished.done():
             self.finished.set_exception(error)
 
-    def decode(self) -> None:
-        """Take the next piece."""
-        at_ns, piece = self._pieces.popleft()
+    def decode(self, at_ns: int, piece: bytes | Exception) -> None:
+        """Take what has arrived: bytes, or the end of the connection."""
         if isinstance(piece, bytes):
             self.backlog -= len(piece)
         if self.finished.done():
@@ -249,7 +310,7 @@ class Connection:
         """Send the request; what comes back goes to ``exchange``. Returns the time just before the first byte."""
         reception = self._reception
         self._exchange, self._unsent = exchange, memoryview(payload)
-        reception.loop.add_reader(self._socket, self._read)
+        reception.watch(self._socket, self._read)
         self._reading = True
         at_ns = reception.clock()
         self._write()
@@ -302,13 +363,13 @@ class Connection:
         if self._exchange.backlog > MAX_BACKLOG_BYTES // 2:
             self._reception.loop.call_later(RESUME_S, self._resume)
         else:
-            self._reception.loop.add_reader(self._socket, self._read)
+            self._reception.watch(self._socket, self._read)
             self._reading = True
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._reception.loop.remove_reader(self._socket)
+            self._reception.unwatch(self._socket)
 
     def _stop_writing(self) -> None:
         if self._writing:

@@ -59,6 +59,7 @@ ALLOWED = {
     "pyarrow": ("data/reading.py",),
     "junit_xml": ("report/junit.py",),
     "jsonschema": ("report/artifact.py",),
+    "orjson": ("engines/event_json.py",),
 }
 FORBIDDEN = ("gguf", "vllm", "sglang", "tensorrt_llm", "torch")
 
@@ -141,6 +142,7 @@ HEAVY = (
     "aiohttp",
     "httpx",
     "numpy",
+    "orjson",
     "yaml",
     "transformers",
     "tokenizers",

@@ -163,6 +163,7 @@ def loris(peer: socket.socket) -> None:
         (raw(HEAD, chunk(b": ping\n" * (MAX_EVENT_BYTES // 7 + 1))), "event_too_long", "without the end of an event"),
         (raw(*GOOD[:3], *GOOD[2:]), "ids_lost", "6 tokens were generated and 8 token ids came back"),
         (raw(*GOOD[:4], *GOOD[3:]), "bad_event", "the request was finished before"),
+        (raw(*GOOD[:2], chunk(b"data: " + b"[" * 100_000 + b"\n\n")), "bad_event", "(RecursionError: "),
         (raw(*GOOD[:2], *GOOD[3:]), "ids_lost", "6 tokens were generated and 4 token ids came back"),
         (raw(*GOOD[:4], *GOOD[5:]), "missing_field", "no usage"),
         (
