@@ -25,7 +25,7 @@ from pytest_speedbench.measure.checks import Reason
 from pytest_speedbench.planning import Plan, PlannedCell
 from pytest_speedbench.report import artifact, fingerprint, run_info
 from pytest_speedbench.report.redact import Redactor
-from pytest_speedbench.report.requests import RequestLog
+from pytest_speedbench.report.requests import RequestLog, log_path
 from pytest_speedbench.report.result_json import redacted
 from pytest_speedbench.results import CellResult
 from pytest_speedbench.running import RunningEngine
@@ -277,8 +277,7 @@ class Bench:
     def _open_log(self) -> RequestLog:
         """The request log beside the artifact; that of an earlier run is replaced."""
         if self._requests is None:
-            path = self.plan.settings.artifact
-            self._requests = RequestLog(path.with_name(f"{path.stem}-requests.jsonl.gz"), redactor=self.redactor)
+            self._requests = RequestLog(log_path(self.plan.settings.artifact), redactor=self.redactor)
         return self._requests
 
 

@@ -17,7 +17,7 @@ from pytest_speedbench.measure.acceptance import conversations
 from pytest_speedbench.measure.checks import client_problem
 from pytest_speedbench.measure.metrics import METRICS
 from pytest_speedbench.measure.samples import Window
-from pytest_speedbench.report.requests import RequestsCutWarning, read_windows
+from pytest_speedbench.report.requests import RequestsCutWarning, log_path, read_windows
 from pytest_speedbench.results import runs_of
 
 _AGREE = 1e-3
@@ -45,11 +45,6 @@ class Logs:
     lengths: Mapping[tuple[str, Cell, int, int], _Lengths]
     client: Mapping[Cell, str]
     missing: tuple[Path, ...]
-
-
-def log_path(artifact: Path) -> Path:
-    """Where a run keeps the request log of an artifact."""
-    return artifact.with_name(f"{artifact.stem}-requests.jsonl.gz")
 
 
 def read_logs(calibration: Calibration) -> Logs:
@@ -96,7 +91,7 @@ def _reference(calibration: Calibration, logs: Logs, cell: Cell, proposals: list
     for source in calibration.sources:
         result = next(result for result in source.results if result.cell == cell)
         for run in runs_of(result):
-            prompts = dict(_of_run(source, logs, cell, run.start, run.repeat))
+            prompts = _of_run(source, logs, cell, run.start, run.repeat)
             if not prompts:
                 return None
             _require_agreement(source, cell, prompts, run.values.get("acceptance_length"))
@@ -114,7 +109,9 @@ def _reference(calibration: Calibration, logs: Logs, cell: Cell, proposals: list
     )
 
 
-def _of_run(source: Source, logs: Logs, cell: Cell, start: int, repeat: int) -> Iterator[tuple[str, _Prompt]]:
+def _of_run(source: Source, logs: Logs, cell: Cell, start: int, repeat: int) -> _Lengths:
+    """Empty where the steps of one of the parts are unknown: a server joins events now and then."""
+    found: dict[str, _Prompt] = {}
     parts = [result.cell for result in source.results if _part(result.cell, cell)] if cell.is_overall else [cell]
     for part in parts:
         prompts = logs.lengths.get((source.name, part, start, repeat))
@@ -123,7 +120,10 @@ def _of_run(source: Source, logs: Logs, cell: Cell, start: int, repeat: int) -> 
                 f"{log_path(source.path)} has no start {start + 1}, repeat {repeat + 1} of "
                 f"{part.id(with_concurrency=True)}: it is not the log of {source.name}, or it was cut"
             )
-        yield from prompts.items()
+        if not prompts:
+            return {}
+        found |= prompts
+    return found
 
 
 def _part(cell: Cell, overall: Cell) -> bool:

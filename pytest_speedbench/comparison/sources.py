@@ -12,7 +12,7 @@ from pytest_speedbench.errors import ConfigError
 from pytest_speedbench.measure.samples import Turn, Window
 from pytest_speedbench.names import BASELINE, PLAIN
 from pytest_speedbench.report import artifact
-from pytest_speedbench.report.requests import RequestsCutWarning, read_windows
+from pytest_speedbench.report.requests import RequestsCutWarning, log_path, read_windows
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
 from pytest_speedbench.results import CellResult
 
@@ -31,7 +31,7 @@ class Source:
     @property
     def log(self) -> Path:
         """Where the session wrote the request log of this artifact."""
-        return self.path.with_name(f"{self.path.stem}-requests.jsonl.gz")
+        return log_path(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from pytest_speedbench.measure.metrics import METRICS
 
 SLACK_SIGMAS = 3.0
 """How far beyond what margin and noise need a limit may lie."""
+_ROUNDING = 1e-4
+"""Limits and references are written with six digits."""
 MIN_ALPHA = 1e-4
 """With less than this for a gate, only a value far beyond its limit is still a FAIL."""
 WAIVER_NOTICE_DAYS = 14
@@ -84,7 +86,7 @@ def _noise(file: ThresholdsFile, gate: Gate, limit: Limit, policy: Policy) -> It
     extreme = evidence.highest if limit.ceiling else evidence.lowest
     start, what = (reference, "reference") if extreme is None else (extreme, "worst run of the calibration")
     distance = abs(start - limit.value) / reference
-    if distance > need + SLACK_SIGMAS * result.sigma:
+    if distance > need + SLACK_SIGMAS * result.sigma + _ROUNDING:
         yield Finding.at(
             Level.WARNING,
             "slack",

@@ -24,8 +24,12 @@ from pytest_speedbench.measure.samples import Failure, Turn, Window
 from pytest_speedbench.report.redact import Redactor
 from pytest_speedbench.report.request_json import Lines, window_lines
 
-FILE_NAME = "speedbench-requests.jsonl.gz"
 _CHUNK = 1 << 20
+
+
+def log_path(artifact: Path) -> Path:
+    """Where a run keeps the request log of an artifact."""
+    return artifact.with_name(f"{artifact.stem}-requests.jsonl.gz")
 
 
 class RequestsCutWarning(UserWarning):

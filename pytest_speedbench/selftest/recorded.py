@@ -18,7 +18,7 @@ from pytest_speedbench.judging import Assessed, Labels, Rules, assess, assess_ov
 from pytest_speedbench.measure.samples import Window
 from pytest_speedbench.names import BASELINE, PLAIN
 from pytest_speedbench.report import artifact
-from pytest_speedbench.report.requests import FILE_NAME, read_windows
+from pytest_speedbench.report.requests import log_path, read_windows
 from pytest_speedbench.report.run_info import EngineRecord, RunInfo
 from pytest_speedbench.results import CellResult
 
@@ -94,7 +94,7 @@ def read(path: Path) -> list[Recorded]:
     """
     path = path / artifact.FILE_NAME if path.is_dir() else path
     run, results, _ = artifact.read(path)
-    log = path.parent / FILE_NAME
+    log = log_path(path)
     if not log.exists():
         raise ConfigError(
             f"{log}: no such file; the self-test needs the request log that a run writes beside {path.name}"

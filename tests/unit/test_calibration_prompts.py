@@ -63,8 +63,18 @@ def prompts_of(cell: Cell, start: int, repeat: int) -> dict[str, Sequence[int]]:
     return {f"{name}-1": [3] * 59 + [2 + repeat], f"{name}-2": [2] * 60}
 
 
-def measure(folder: Path, *, known: bool = True, lag: float = 0.0, drop: tuple[int, int] | None = None) -> Path:
-    """An artifact of six starts with two repeats and its request log. ``drop`` leaves a run out of the log."""
+def measure(
+    folder: Path,
+    *,
+    known: bool = True,
+    lag: float = 0.0,
+    drop: tuple[int, int] | None = None,
+    joined: tuple[Cell, int, int] | None = None,
+) -> Path:
+    """An artifact of six starts with two repeats and its request log.
+
+    ``drop`` leaves a run out of the log; of ``joined`` no steps per request are known.
+    """
     log = RequestLog(folder / "run0-requests.jsonl.gz")
     rows: dict[Cell, list[list[float]]] = {CODING: [], QA: []}
     for start in range(6):
@@ -72,7 +82,8 @@ def measure(folder: Path, *, known: bool = True, lag: float = 0.0, drop: tuple[i
             for cell, table in rows.items():
                 prompts = prompts_of(cell, start, repeat)
                 if (start, repeat) != drop:
-                    log.append("vllm", window(cell, start, repeat, prompts, known, lag))
+                    clear = known and (cell, start, repeat) != joined
+                    log.append("vllm", window(cell, start, repeat, prompts, clear, lag))
                     log.append("other", window(cell, start, repeat, {"x": [9]}))
                 if repeat == 0:
                     table.append([])
@@ -127,6 +138,17 @@ def test_without_steps_per_request_there_is_none(tmp_path: Path, calibrate: Cali
     answer = calibrate(measure(tmp_path, known=False), "-o", output)
     assert "no steps per request, so no reference per prompt: qualitative-coding-c8, qualitative-qa-c8" in answer.err
     assert not path_of(output).exists()
+
+
+def test_where_one_run_of_one_category_lacks_them_it_has_none_and_neither_has_overall(
+    tmp_path: Path, calibrate: Calibrate
+) -> None:
+    output = tmp_path / "h100.yaml"
+    answer = calibrate(measure(tmp_path, joined=(QA, 3, 1)), "-o", output)
+    assert "so no reference per prompt: qualitative-qa-c8, qualitative-overall-c8" in answer.err
+    references = prompt_reference.read(output)
+    assert references is not None
+    assert set(references.cells) == {CODING}
 
 
 def test_a_log_that_lacks_a_run_is_refused(tmp_path: Path, calibrate: Calibrate) -> None:

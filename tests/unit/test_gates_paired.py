@@ -19,7 +19,7 @@ from pytest_speedbench.gates.paired import Arm, judge_pair, pairs_wanted, prompt
 from pytest_speedbench.gates.verdict import GateResult, Verdict
 from pytest_speedbench.measure.runs import prompt_lengths
 from pytest_speedbench.measure.student import t_quantile
-from pytest_speedbench.report.requests import FILE_NAME, read_windows
+from pytest_speedbench.report.requests import read_windows
 
 PASS, FAIL, INCONCLUSIVE, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.INVALID
 NAN = math.nan
@@ -278,7 +278,11 @@ def test_each_single_pair_of_runs_decides_a_drop_of_two_margins(drop: float, wan
         assert of_lengths(new, old).verdict is wanted
 
 
-KNOWN = Path(__file__).parents[2] / "examples/known-truth/artifacts/vllm-0.24.0-synthetic-2.5" / FILE_NAME
+KNOWN = (
+    Path(__file__).parents[2]
+    / "examples/known-truth/artifacts/vllm-0.24.0-synthetic-2.5"
+    / "speedbench-requests.jsonl.gz"
+)
 
 
 def test_two_recorded_runs_of_one_engine_pass_and_a_drop_of_four_percent_fails() -> None:

@@ -18,7 +18,7 @@ from pytest_speedbench.gates.limits import ThresholdsFile
 from pytest_speedbench.gates.thresholds import load
 from pytest_speedbench.gates.verdict import Verdict
 from pytest_speedbench.report import artifact
-from pytest_speedbench.report.requests import FILE_NAME, RequestLog, read_windows
+from pytest_speedbench.report.requests import RequestLog, read_windows
 from pytest_speedbench.selftest import findings, printing, recorded, trials
 from pytest_speedbench.selftest.recorded import Recorded
 from pytest_speedbench.selftest.trials import GateTrial, Trial
@@ -248,8 +248,8 @@ def trimmed(folder: Path, cells: Sequence[Cell]) -> Path:
     path = folder / artifact.FILE_NAME
     kept = [result for result in results if result.cell in cells]
     artifact.write(path, run, kept, complete=True, partial=flags.partial)
-    log = RequestLog(folder / FILE_NAME)
-    for profile, window in read_windows(DRAFT / FILE_NAME):
+    log = RequestLog(folder / "speedbench-requests.jsonl.gz")
+    for profile, window in read_windows(DRAFT / "speedbench-requests.jsonl.gz"):
         if window.cell in cells:
             log.append(profile, window)
     return path
@@ -307,9 +307,17 @@ def test_a_file_that_does_not_apply_is_a_usage_error_that_says_why(tmp_path: Pat
         command("--thresholds", str(gates), "--artifact", str(path))
 
 
+def test_an_artifact_of_another_name_has_a_log_of_that_name(tmp_path: Path) -> None:
+    path = trimmed(tmp_path, [CODING])
+    renamed = path.rename(tmp_path / "start-1.json")
+    (tmp_path / "speedbench-requests.jsonl.gz").rename(tmp_path / "start-1-requests.jsonl.gz")
+    (found,) = recorded.read(renamed)
+    assert found.windows.keys() == {CODING}
+
+
 def test_an_artifact_without_its_request_log_is_a_usage_error(tmp_path: Path) -> None:
     path = trimmed(tmp_path, [CODING])
-    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / "speedbench-requests.jsonl.gz").unlink()
     with pytest.raises(ConfigError, match="needs the request log"):
         recorded.read(path)
 

@@ -17,7 +17,7 @@ from pytest_speedbench.measure.samples import Counters, StepTotal, Told, Turn, W
 from pytest_speedbench.measure.summary import summarise
 from pytest_speedbench.measure.timing import output_tps, step_s, ttft_s
 from pytest_speedbench.report import artifact
-from pytest_speedbench.report.requests import FILE_NAME, read_windows
+from pytest_speedbench.report.requests import read_windows
 from pytest_speedbench.selftest import edits
 from pytest_speedbench.selftest.mutations import MUTATIONS, Kind
 from tests.unit.test_measure_samples import MS, plain, steps_of, turn, window
@@ -237,7 +237,7 @@ def test_recorded_runs_of_every_engine_can_be_mutated(folder: str) -> None:
     run, _, _ = artifact.read(ARTIFACTS / folder / artifact.FILE_NAME)
     engine = run.engines[0]
     draft_tokens = engine.draft_tokens or 0
-    windows = [w for _, w in read_windows(ARTIFACTS / folder / FILE_NAME)][::9]
+    windows = [w for _, w in read_windows(ARTIFACTS / folder / "speedbench-requests.jsonl.gz")][::9]
     tried = set()
     for measured in windows:
         assert codes(measured, draft_tokens) == []
