@@ -80,19 +80,41 @@ def test_the_thresholds_of_every_run_are_sound(engine: str, method: str) -> None
     assert own.gates
 
 
-KNOWN = FOLDER.parents[1] / "known-truth" / "artifacts" / "vllm-0.24.0-synthetic-2.5"
+KNOWN = FOLDER.parents[1] / "known-truth" / "artifacts"
 
 
-def test_a_known_acceptance_length_was_measured() -> None:
-    """The server accepted the first draft always, the second half of the time and the third never: 2.5."""
-    data = json.loads((KNOWN / "speedbench.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("length", "concurrencies", "by_request"),
+    [
+        # The first draft always, the second half of the time, the third never.
+        (2.5, (1, 64, 512), (1, 64)),
+        # Both of the first two always.
+        (3.0, (1, 64, 512), (1, 64, 512)),
+        # The first always. Here the server joined events, so that no request has steps of its own.
+        (2.0, (512,), ()),
+    ],
+)
+def test_a_known_acceptance_length_was_measured(
+    length: float, concurrencies: tuple[int, ...], by_request: tuple[int, ...]
+) -> None:
+    folder = KNOWN / f"vllm-0.24.0-synthetic-{length}"
+    data = json.loads((folder / "speedbench.json").read_text(encoding="utf-8"))
     artifacts.validate(data)
-    measured = dict(
-        zip((1, 64, 512), (w for _, w in read_windows(KNOWN / "speedbench-requests.jsonl.gz")), strict=True)
-    )
+    measured = {window.cell.concurrency: window for _, window in read_windows(folder / "speedbench-requests.jsonl.gz")}
+    assert tuple(measured) == tuple(cell["cell"]["concurrency"] for cell in data["cells"]) == concurrencies
     for cell in data["cells"]:
         metrics, _ = summarise(measured[cell["cell"]["concurrency"]], seed_parts=(cell["item_id"],))
-        assert metrics["drafted_acceptance_length"].value == pytest.approx(2.5, rel=0.01)
+        assert metrics["drafted_acceptance_length"].value == pytest.approx(length, rel=0.01)
         assert metrics["drafted_acceptance_length"].value == cell["metrics"]["drafted_acceptance_length"]["value"]
-        if cell["cell"]["concurrency"] < 512:
-            assert metrics["decode_acceptance_length_uncut"].value == pytest.approx(2.5, rel=0.01)
+        uncut = metrics.get("decode_acceptance_length_uncut")
+        assert (uncut is not None) == (cell["cell"]["concurrency"] in by_request)
+        if uncut is not None:
+            assert uncut.value == pytest.approx(length, rel=0.01)
+
+
+def test_the_whole_lengths_were_measured_exactly() -> None:
+    for length in (2, 3):
+        for _, window in read_windows(KNOWN / f"vllm-0.24.0-synthetic-{length}.0" / "speedbench-requests.jsonl.gz"):
+            # 47 tokens after the first, in steps of that many.
+            assert window.steps is not None
+            assert (window.steps.low, window.steps.high) == (-(-47 // length) * len(window.turns),) * 2
