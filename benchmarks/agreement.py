@@ -2,14 +2,16 @@
 
     python benchmarks/agreement.py --python VLLM/venv/bin/python --model FOLDER [--packages DIR] [--small]
     python benchmarks/agreement.py --python PYTHON --dummy-8b TOKENIZER_FOLDER --concurrency 64 256
+    python benchmarks/agreement.py --python VLLM/venv/bin/python --emulator --concurrency 64 256 --rounds 2
 
 Both clients send the same token ids, with the same bodies, in the same order, at the same concurrency, and each says
 by its own formulas and stamps what it measured. Without a tokenizer, which would change the ids, vllm bench serve
 prints no latencies: they are taken from its record of each request, which 0.24 has as well as later versions.
 
 --dummy-8b serves a model of the shape of Llama 3.1 8B without weights, with the tokenizer of the folder; --base-url
-measures a server that runs already (vllm, prefix caching off). --packages are folders of what that Python lacks, such
-as what vllm bench serve needs (tools/peers.sh: PEERS/vllm-bench).
+measures a server that runs already (vllm, prefix caching off). --emulator is the one in C, which has no noise: it
+answers 50 ms after a request, at the next of its steps of 25 ms, and so shows whose TTFT is right. --packages are
+folders of what that Python lacks, such as what vllm bench serve needs (tools/peers.sh: PEERS/vllm-bench).
 Nothing is downloaded. Ratios come with a 95 % interval (Student's t over the rounds, of logarithms); they agree
 where all of it is within 1 %, and not where all of it is beyond; else more rounds are needed.
 """
@@ -37,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from load import emulator
 
 from pytest_speedbench.engines.base import Capacity, Profile, Sampling, Speculation, TurnRequest
 from pytest_speedbench.engines.vllm import Vllm
@@ -50,6 +53,7 @@ START_S = 900.0
 LIMIT = 0.01
 LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128}
 LLAMA_8B |= {"tie_word_embeddings": False, "max_position_embeddings": 8192}
+EMULATED = ("-f", "50000", "-s", "25000", "-p", "2,3", "-k", "4")
 HELD = ("output_tps", "ttft_mean_s", "ttft_p50_s", "tpot_mean_s", "tpot_p50_s")
 """What is to agree; a p99 of TTFT is that of one or two requests."""
 METRICS = (*HELD, "ttft_p99_s")
@@ -202,6 +206,7 @@ def main() -> None:
     what.add_argument("--model", help="what to serve")
     what.add_argument("--dummy-8b", type=Path, metavar="TOKENIZER_FOLDER")
     what.add_argument("--base-url", help="of a running server")
+    what.add_argument("--emulator", action="store_true", help="a server that is emulated")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--requests", type=int, default=4, help="per stream")
     parser.add_argument("--isl", type=int, default=1000)
@@ -217,7 +222,11 @@ def main() -> None:
     began = time.monotonic()
     print(f"{date.today()}, {os.cpu_count()} CPUs, Python {platform.python_version()}", end=", ")
     print(f"pytest-speedbench {version('pytest-speedbench')}", end=", ")
-    with tempfile.TemporaryDirectory() as name, serving(asked, Path(name)) as (engine, url):
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if asked.emulator:
+            asked.base_url = stack.enter_context(emulator(folder, *EMULATED))
+        engine, url = stack.enter_context(serving(asked, folder))
         print(f"vllm {json.loads(fetcher(url)('/version'))['version']}", end=", ")
         print(f"{(asked.dummy_8b and 'Llama-3.1-8B-shaped dummy') or asked.model or asked.base_url}")
         print(f"{asked.isl} prompt and {asked.osl} output tokens, {asked.requests} requests per stream", end=", ")
@@ -231,7 +240,7 @@ def main() -> None:
             rounds = []
             for _ in range(asked.rounds):
                 before = ours(engine, url, load)
-                between = [theirs(engine, url, load, asked, Path(name)) for _ in range(2)]
+                between = [theirs(engine, url, load, asked, folder) for _ in range(2)]
                 after = ours(engine, url, load)
                 for (own, sizes), (other, their_sizes) in ((before, between[0]), (after, between[1])):
                     if sizes != their_sizes:
