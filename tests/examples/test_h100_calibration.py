@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_there_are_nine_starts_of_two_repeats_on_two_cards() -> None:
     assert len({run.started for run, _, _ in runs}) == 9
     engines = [engine for run, _, _ in runs for engine in run.engines]
     assert {(engine.engine, engine.version) for engine in engines} == {("vllm", "0.24.0")}
-    assert sorted(gpu.index for engine in engines for gpu in engine.gpus) == [0] * 7 + [1] * 2
+    assert Counter(gpu.uuid for engine in engines for gpu in engine.gpus).most_common()[0][1] == 7
+    assert len({gpu.uuid for engine in engines for gpu in engine.gpus}) == 2
     for _, results, _ in runs:
         assert len(results) == 18
         assert {(run.start, run.repeat) for result in results for run in result.runs} == {(0, 0), (0, 1)}
