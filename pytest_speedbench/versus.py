@@ -95,14 +95,16 @@ def paired_gates(
 ) -> tuple[GateResult, ...]:
     """One gate per metric that an upgrade must not worsen: acceptance length, and in throughput cells rates too.
 
-    Without steps per request in any run, the acceptance length of decoding in whole cells stands in.
+    Where an engine start has no run with steps per request, the acceptance length of decoding in whole cells stands in:
+    no start is left out.
 
     The family's α is allocated as within a thresholds file, over all cells that the baseline gates, and spent over
     ``looks`` looks at growing evidence, of which this is the ``look``-th; these are at so many engine ``starts`` if
     there are several.
     """
     several = len(starts) > 1
-    metrics = [_OF_CELL if _cells_only(runs, baseline) else _ACCEPTANCE] if speculates else []
+    by_prompt = _known_by_prompt(runs, baseline)
+    metrics = [_ACCEPTANCE if by_prompt else _OF_CELL] if speculates else []
     if cell.split == "throughput":
         steady = all(_STEADY in run.metrics for run in (*runs, *baseline.runs))
         metrics += [_STEADY if steady and name == "output_tps" else name for name in _RATES]
@@ -124,10 +126,10 @@ def paired_gates(
     return tuple(replace(gate, looks=gate.looks if several else look, conditional_reference=before) for gate in gates)
 
 
-def _cells_only(runs: Sequence[Run], baseline: Baseline) -> bool:
-    """Whether acceptance is known, without doubt, for whole cells and not by prompt."""
-    found = [run.metrics.get(_OF_CELL) for run in (*runs, *baseline.runs)]
-    return not baseline.shared and all(metric is not None and metric.bracket is None for metric in found)
+def _known_by_prompt(runs: Sequence[Run], baseline: Baseline) -> bool:
+    """Whether every engine start of both has a run whose steps are known per request."""
+    known = {share.start for share in baseline.shared}
+    return {run.start for run in (*runs, *baseline.runs)} <= known
 
 
 def _conditional(runs: Sequence[Run]) -> tuple[float, ...]:
@@ -156,4 +158,8 @@ def _cell_arms(name: str, new: Sequence[Run], old: Sequence[Run]) -> tuple[Arm, 
     def arm(runs: Sequence[Run]) -> Arm:
         return Arm(runs=[(run.start, run.repeat, run.metrics[name].value) for run in runs if name in run.metrics])
 
+    found = [run.metrics.get(name) for run in (*new, *old)]
+    if name == _OF_CELL and not all(metric is not None and metric.bracket is None for metric in found):
+        # What is only known to lie between two numbers is no number to compare.
+        return Arm(()), Arm(())
     return arm(new), arm(old)

@@ -26,6 +26,10 @@ class Spread:
     highest: float
 
 
+_ROUNDING = 1e-9
+"""Relative."""
+
+
 def two_levels(table: Sequence[Sequence[float]], *, log: bool = False) -> Spread:
     """Split the variance of ``table``, one row of equally many repeats per engine start.
 
@@ -53,6 +57,9 @@ def two_levels(table: Sequence[Sequence[float]], *, log: bool = False) -> Spread
     if repeats > 1:
         squares = ((value - own) ** 2 for row, own in zip(rows, means, strict=True) for value in row)
         within = sum(squares) / (starts * (repeats - 1))
+    # What sums in another order differ by is no noise.
+    rounding = (_ROUNDING if log else _ROUNDING * abs(mean)) ** 2
+    between, within = (each if each > rounding else 0.0 for each in (between, within))
     reference, unit = (math.exp(mean), math.exp(mean)) if log else (mean, 1.0)
     return Spread(
         mean=reference,

@@ -153,13 +153,19 @@ def _usual(base: Side, new: Side, cell: Cell) -> tuple[str, ...]:
     known = old.metrics.keys() | now.metrics.keys()
     found = []
     if base.engine.method or new.engine.method:
-        found.append("acceptance_length" if "acceptance_length" in known else "decode_acceptance_length")
+        by_request = _of_every_start("acceptance_length", old) and _of_every_start("acceptance_length", now)
+        found.append("acceptance_length" if by_request else "decode_acceptance_length")
     if all(_held(side, cell) for side in (base, new)):
         if "output_tps" in known:
             found.append("output_tps")
         elif not found and "user_tps" in known:
             found.append("user_tps")
     return tuple(found)
+
+
+def _of_every_start(metric: str, result: CellResult) -> bool:
+    runs = runs_of(result)
+    return {run.start for run in runs if metric in run.values} == {run.start for run in runs}
 
 
 def _held(side: Side, cell: Cell) -> bool:
@@ -212,12 +218,16 @@ def _pairs(base: Sequence[Window], new: Sequence[Window]) -> dict[tuple[int, int
 
 
 def _known(metric: str, pairs: Mapping[tuple[int, int], Pairs]) -> dict[tuple[int, int], Pairs]:
-    """The runs with a value per prompt in both arms: where a server joins events, one of them can lack it."""
-    return {
+    """The runs with a value per prompt in both arms: where a server joins events, one of them can lack it.
+
+    Empty where an engine start has no such run: it would be left out, and it may be the one that is worse.
+    """
+    known = {
         key: found
         for key, found in pairs.items()
         if all(_per_prompt(metric, turns) for turns in ([p.base for p in found.pairs], [p.new for p in found.pairs]))
     }
+    return known if {start for start, _ in known} == {start for start, _ in pairs} else {}
 
 
 def _arm(metric: str, result: CellResult, turns: Mapping[tuple[int, int], Sequence[Sequence[Turn]]]) -> Arm:
@@ -225,8 +235,9 @@ def _arm(metric: str, result: CellResult, turns: Mapping[tuple[int, int], Sequen
     per_run = {key: _per_prompt(metric, conversations) for key, conversations in turns.items()}
     if per_run and all(per_run.values()):
         return _arm_of_prompts(per_run)
-    if metric in result.metrics and result.metrics[metric].bracket is not None:
-        # Between two numbers, which is no number to compare.
+    bracketed = metric in result.metrics and result.metrics[metric].bracket is not None
+    if bracketed or not _of_every_start(metric, result):
+        # Between two numbers, or not known of every engine start: no number to compare.
         return Arm(())
     return Arm(
         runs=tuple((run.start, run.repeat, run.values[metric]) for run in runs_of(result) if metric in run.values)

@@ -15,7 +15,7 @@ from pytest_speedbench.measure.metrics import METRICS
 
 SLACK_SIGMAS = 3.0
 """How far beyond what margin and noise need a limit may lie."""
-_ROUNDING = 1e-4
+_ROUNDING = 1e-5
 """Limits and references are written with six digits."""
 MIN_ALPHA = 1e-4
 """With less than this for a gate, only a value far beyond its limit is still a FAIL."""

@@ -43,7 +43,10 @@ RESUME_S = 0.001
 CROWD = 32
 """With this many sockets, a look at them can wait until there is more to read."""
 NAP_S = 0.001
-"""How long it waits: far below a step of so many streams, and asyncio has no shorter timers."""
+"""How long it waits: far below a usual step of so many streams, and asyncio has no shorter timers."""
+SOON_NS = 3_000_000
+SOON_SHARE = 0.1
+"""Where more reads than this follow within ``SOON_NS`` on the one before of their stream, waiting would join events."""
 _SO_TIMESTAMPNS = 35
 """Linux, 64 bits; Python's socket module has no name for it."""
 _TIMESPEC = struct.Struct("@qq")
@@ -61,7 +64,7 @@ class Reception:
 
     A look first reads and stamps whatever sockets are ready; decoding comes in the next turn of the loop,
     in batches of ``BATCH_NS``, with a turn of the loop after each. ``reads`` counts reads, ``kernel_stamps`` those of
-    them whose stamp is the kernel's.
+    them whose stamp is the kernel's, ``soon`` those that came soon after the one before of their stream.
 
     On Linux the sockets are in an epoll of their own, which is the only thing that the loop watches.
     """
@@ -69,7 +72,7 @@ class Reception:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self.loop, self.clock = loop, clock
         self.buffer = memoryview(bytearray(READ_BYTES))
-        self.reads = self.kernel_stamps = 0
+        self.reads = self.kernel_stamps = self.soon = 0
         self._waiting: deque[tuple[Exchange, int, bytes | Exception]] = deque()
         self._scheduled = False
         self._watched: dict[int, Callable[[], None]] = {}
@@ -118,14 +121,18 @@ class Reception:
             except Exception as error:
                 # As asyncio does with a reader of its own: the others go on.
                 self.loop.call_exception_handler({"message": "reading a stream failed", "exception": error})
-        # Without the kernel's stamps waiting would make events late.
-        if ready and len(self._watched) >= CROWD and 0 < self.reads == self.kernel_stamps:
+        if ready and self._can_wait():
             if self._nap is None:
                 self.loop.remove_reader(self._epoll.fileno())
             self._nap = self.loop.call_later(NAP_S, self._look)
         elif self._nap is not None:
             self._nap = None
             self.loop.add_reader(self._epoll.fileno(), self._look)
+
+    def _can_wait(self) -> bool:
+        # Without the kernel's stamps waiting would make events late.
+        stamped = 0 < self.reads == self.kernel_stamps
+        return stamped and len(self._watched) >= CROWD and self.soon <= SOON_SHARE * self.reads
 
     def stamp(self, ancillary: Sequence[tuple[int, int, bytes]]) -> int:
         """When what has just been read arrived, by the clock of the client."""
@@ -270,6 +277,7 @@ class Connection:
         self._exchange: Exchange | None = None
         self._unsent = memoryview(b"")
         self._reading = self._writing = False
+        self._read_ns = 0
 
     @classmethod
     async def open(cls, reception: Reception, address: Address) -> Connection:
@@ -352,7 +360,10 @@ class Connection:
             self._stop_reading()
             exchange.lost(None)
             return
-        exchange.received(reception.stamp(ancillary), bytes(reception.buffer[:count]))
+        at_ns = reception.stamp(ancillary)
+        reception.soon += at_ns - self._read_ns < SOON_NS
+        self._read_ns = at_ns
+        exchange.received(at_ns, bytes(reception.buffer[:count]))
         if exchange.backlog > MAX_BACKLOG_BYTES:
             self._stop_reading()
             reception.loop.call_later(RESUME_S, self._resume)

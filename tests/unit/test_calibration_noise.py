@@ -84,6 +84,13 @@ def test_the_parts_add_up_to_what_starts_show(table: list[list[float]]) -> None:
         assert total >= statistics.variance(means) * (1 - 1e-6) - 1e-9
 
 
+def test_sums_in_another_order_are_no_noise() -> None:
+    value = 1.9443
+    spread = two_levels([[value, value], [value, value * (1 + 4e-16)], [value, value]])
+    assert (spread.sd_start, spread.sd_repeat) == (0.0, 0.0)
+    assert two_levels([[value, value], [value, value * (1 + 1e-6)]]).sd_repeat > 0
+
+
 @given(tables, st.floats(0.1, 10))
 def test_a_change_of_unit_changes_the_unit_only(table: list[list[float]], factor: float) -> None:
     for log in (False, True):

@@ -294,6 +294,37 @@ def test_without_a_request_log_whole_cells_are_compared(compare: Run, tmp_path: 
     assert compare(path("vllm-0.24.0-ngram"), bare, "--inconclusive", "warn")[0] == 0
 
 
+def test_a_run_whose_events_were_joined_is_compared_by_whole_cells(compare: Run) -> None:
+    folder = EXAMPLES / "h100" / "calibration"
+    # In start 7 the server joined events of coding in one repeat and of reasoning in the other, so that either has a
+    # repeat with steps per request, and the overall cell has none.
+    for pair in ((1, 7), (7, 1)):
+        _, text = compare(*(folder / f"start-{number}.json" for number in pair), "--format", "json")
+        gates = {cell["cell"]["category"]: cell["gates"][0] for cell in json.loads(text)["cells"]}
+        assert gates["coding"]["metric"] == gates["reasoning"]["metric"] == "acceptance_length"
+        overall = gates["overall"]
+        assert (overall["metric"], overall["verdict"]) == ("decode_acceptance_length", "INCONCLUSIVE")
+        assert overall["reason"] == "too_few_starts"
+
+
+def test_what_lies_between_two_numbers_is_not_compared(compare: Run, tmp_path: Path) -> None:
+    def bracketed(result: CellResult) -> CellResult:
+        metric = result.metrics.get("decode_acceptance_length")
+        if metric is None:
+            return result
+        known = {name: value for name, value in result.metrics.items() if name != "acceptance_length"}
+        known["decode_acceptance_length"] = replace(metric, bracket=(metric.value, 1.1 * metric.value))
+        values = {name: each.value for name, each in known.items()}
+        return replace(result, metrics=known, runs=tuple(CellRun(start, 0, values) for start in range(2)))
+
+    sides = [
+        copy_of(RUNS / "vllm-0.24.0-ngram", tmp_path / side, log=False, cells=bracketed) for side in ("old", "new")
+    ]
+    _, text = compare(*sides, "--format", "json")
+    for cell in json.loads(text)["cells"]:
+        assert (cell["gates"][0]["metric"], cell["gates"][0]["reason"]) == ("decode_acceptance_length", "not_measured")
+
+
 def test_a_damaged_request_log(compare: Run, tmp_path: Path) -> None:
     copied = copy_of(RUNS / "vllm-0.24.0-ngram", tmp_path)
     log = copied.with_name("speedbench-requests.jsonl.gz")

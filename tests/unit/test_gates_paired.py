@@ -240,6 +240,17 @@ def test_whole_cells_alone_decide_from_two_starts_on(
     assert of_lengths(rates(*new), rates(*old)).verdict is expected
 
 
+def test_arms_that_vary_unlike_have_fewer_degrees_of_freedom() -> None:
+    # One repeats exactly: σ = √(2 × 0.01² / 2) = 0.01, all of it from one degree of freedom (6.3138).
+    result = of_lengths(rates(2.0, 2.0), rates(2.01, 1.99))
+    assert result.sigma == pytest.approx(0.005)
+    assert result.guard == pytest.approx(6.3138 * 0.01 / 1.96, rel=1e-4)
+    assert result.note == "whole cells, since steps per request are not known for every start"
+    same = of_lengths(rates(2.0, 2.0), rates(2.0, 2.0))
+    assert same.guard == pytest.approx(1.6449 * 0.01 / 1.96, rel=1e-4)
+    assert same.note.endswith("; assumed noise 0.5 % between starts")
+
+
 def test_whole_cells_of_one_start_decide_nothing() -> None:
     for new, old in (((1.0,), (2.0,)), ((2.0, 2.0), (2.0,))):
         result = of_lengths(rates(*new), rates(*old))

@@ -604,3 +604,21 @@ def test_what_is_only_known_to_lie_between_two_numbers_is_not_compared(
 ) -> None:
     result = of_cells((new, new), old)
     assert (result.verdict, codes(result)) == (Verdict.INVALID, ["not_measured"])
+
+
+def test_no_engine_start_is_left_out_because_its_events_were_joined() -> None:
+    """One start has steps per request and is as before; the two others do not, and are worse."""
+    draft = Speculation("draft", 3)
+    old = [replace(window(TURNS, cell=CODING), start=start) for start in range(3)]
+    new = [old[0], *(replace(stepless(low=30, high=30), start=start) for start in (1, 2))]
+    sides = [[assess(own, draft, (str(own.start),)) for own in side] for side in (new, old)]
+    parts = shared([old[0]], [new[0]])
+    assert parts is not None
+    baseline = Baseline("old.yaml", tuple(each.run for each in sides[1] if each.run is not None), (parts,), (CODING,))
+    result = judge_runs(CODING, sides[0], replace(rules(), gate_required=False), LABELS, baseline)
+    (gate,) = result.gates
+    assert gate.metric == "decode_acceptance_length"
+    assert gate.value == pytest.approx((2.0 + 1.6 + 1.6) / 3)
+    assert gate.verdict is not Verdict.PASS
+    assert gate.evidence.startswith("3 starts")
+    assert gate.note.startswith("whole cells")

@@ -130,6 +130,33 @@ def test_so_are_many_that_the_kernel_does_not_stamp(run: Any) -> None:
     assert run(CROWD, script) == []
 
 
+def test_so_are_many_whose_steps_are_so_short_that_waiting_would_join_them(run: Any) -> None:
+    async def script(reception: Reception, streams: list[Stream]) -> None:
+        reception.soon = reception.reads
+        await streams[0].event()
+        waits = [(await stream.event())[1] for stream in streams[:8]]
+        assert max(waits) < PROMPTLY_S
+
+    assert run(CROWD, script) == []
+
+
+def test_what_follows_soon_on_the_one_before_of_its_stream_is_counted(run: Any) -> None:
+    async def script(reception: Reception, streams: list[Stream]) -> None:
+        await asyncio.sleep(0.05)
+        before = reception.soon
+        for stream in streams[1:]:
+            # The head of the answer was long ago, and that of another stream does not count.
+            await stream.event()
+        assert reception.soon == before
+        stamps = streams[1].arrivals.at_ns
+        while len(stamps) < 2 or stamps[-1] - stamps[-2] >= streaming.SOON_NS:
+            before = reception.soon
+            await streams[1].event()
+        assert reception.soon == before + 1
+
+    assert run(4, script) == []
+
+
 def test_nothing_is_read_after_the_end(run: Any) -> None:
     async def script(reception: Reception, streams: list[Stream]) -> None:
         streams[1].peer.sendall(EVENT)
@@ -220,6 +247,32 @@ def test_a_socket_that_is_closed_by_another_reader_is_not_read() -> None:
             reception.close()
             new.close()
             to_new.close()
+
+    asyncio.run(main())
+
+
+def test_a_watch_that_an_earlier_reader_has_ended_is_over() -> None:
+    async def main() -> None:
+        loop, errors = asyncio.get_running_loop(), list[dict[str, Any]]()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        reception = Reception(loop, time.perf_counter_ns)
+        seen: list[bytes] = []
+        with pairs(2) as ((one, to_one), (other, to_other)):
+
+            def ending(own: socket.socket, victim: socket.socket) -> Callable[[], None]:
+                def read() -> None:
+                    seen.append(own.recv(9))
+                    reception.unwatch(victim)
+
+                return read
+
+            reception.watch(one, ending(one, other))
+            reception.watch(other, ending(other, one))
+            to_one.send(b"x")
+            to_other.send(b"x")
+            await asyncio.sleep(0.02)
+            reception.close()
+        assert (seen, errors) == ([b"x"], [])
 
     asyncio.run(main())
 
