@@ -105,6 +105,7 @@ def judge_pair(
     elif not new.prompts:
         if starts < LEAST_PAIRS:
             return replace(blank, verdict=Verdict.INCONCLUSIVE, reason="too_few_starts", note=_NO_PROMPTS)
+        assert blank.reference is not None
         assumed = spec.assumed_noise * blank.reference * math.sqrt(2 / starts)
         bands = [Noise.of(*each, alpha=alpha, beta=beta) for each in (_of_starts(new, old), (assumed, math.inf))]
         note = "whole cells, since steps per request are not known for every start"
