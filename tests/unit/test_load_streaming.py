@@ -120,19 +120,18 @@ def test_a_few_are_read_at_once(run: Any) -> None:
     assert run(CROWD - 1, script) == []
 
 
-def test_so_are_many_that_the_kernel_does_not_stamp(run: Any) -> None:
+def without_a_stamp(reception: Reception) -> None:
+    reception.reads += 1
+
+
+def with_steps_so_short_that_waiting_would_join_them(reception: Reception) -> None:
+    reception.soon = reception.reads
+
+
+@pytest.mark.parametrize("seen", [without_a_stamp, with_steps_so_short_that_waiting_would_join_them])
+def test_so_are_many_where_waiting_would_be_seen(run: Any, seen: Callable[[Reception], None]) -> None:
     async def script(reception: Reception, streams: list[Stream]) -> None:
-        reception.reads += 1
-        await streams[0].event()
-        waits = [(await stream.event())[1] for stream in streams[:8]]
-        assert max(waits) < PROMPTLY_S
-
-    assert run(CROWD, script) == []
-
-
-def test_so_are_many_whose_steps_are_so_short_that_waiting_would_join_them(run: Any) -> None:
-    async def script(reception: Reception, streams: list[Stream]) -> None:
-        reception.soon = reception.reads
+        seen(reception)
         await streams[0].event()
         waits = [(await stream.event())[1] for stream in streams[:8]]
         assert max(waits) < PROMPTLY_S
