@@ -111,7 +111,7 @@ def _reference(calibration: Calibration, logs: Logs, cell: Cell, proposals: list
 
 def _of_run(source: Source, logs: Logs, cell: Cell, start: int, repeat: int) -> _Lengths:
     """Empty where the steps of one of the parts are unknown: a server joins events now and then."""
-    found: dict[Cell, _Lengths] = {}
+    found: list[_Lengths] = []
     parts = [result.cell for result in source.results if _part(result.cell, cell)] if cell.is_overall else [cell]
     for part in parts:
         prompts = logs.lengths.get((source.name, part, start, repeat))
@@ -120,9 +120,9 @@ def _of_run(source: Source, logs: Logs, cell: Cell, start: int, repeat: int) -> 
                 f"{log_path(source.path)} has no start {start + 1}, repeat {repeat + 1} of "
                 f"{part.id(with_concurrency=True)}: it is not the log of {source.name}, or it was cut"
             )
-        found[part] = prompts
+        found.append(prompts)
     # Of all parts or of none: a mean over the others would be that of another cell.
-    return {name: one for own in found.values() for name, one in own.items()} if all(found.values()) else {}
+    return {name: one for own in found for name, one in own.items()} if all(found) else {}
 
 
 def _part(cell: Cell, overall: Cell) -> bool:

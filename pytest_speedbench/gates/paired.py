@@ -6,10 +6,10 @@ old; the margin is policy, as with a floor. Noise is that of this run alone, see
 Acceptance metrics: prompts are the same in both arms, so the scatter of the differences over prompts
 shows the noise with many degrees of freedom, but not what shifts a whole engine start. The spread of
 whole-cell values between engine starts shows all of it, with few degrees of freedom. Each gives a
-band, and the wider one counts: the band of the starts alone is an exact t test, so the error rates
-hold whatever starts do, and the band of the prompts guards against starts that agree by luck. With
+band, and the wider one counts: the band of the starts alone is an exact t test where the starts of both
+engines vary alike, and the band of the prompts guards against starts that agree by luck. With
 one start per arm there are only the prompts (and repeats), and the result says what that assumes.
-Where an engine tells no steps per request (it joins events of many streams), there are whole-cell values
+Where an engine start has no run with steps per request (the server joined events), there are whole-cell values
 only: the band is that of the starts, and no narrower than the noise that the metric is assumed to have, since a few
 starts of an engine without randomness agree exactly and still answer other prompts otherwise.
 

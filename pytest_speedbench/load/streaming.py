@@ -100,7 +100,7 @@ class Reception:
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self._epoll is None:
+        if self._epoll is None or self._epoll.closed:
             return
         if self._nap is None:
             self.loop.remove_reader(self._epoll.fileno())

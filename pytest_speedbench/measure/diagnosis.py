@@ -56,7 +56,7 @@ as independent, as the binomial band does, promises too much."""
 CLOCK_BAND = 0.02
 """For ``Symptoms.sm_clock``: clocks of a card that is not held back vary by less."""
 UTILISATION_BAND = 0.1
-"""For ``Symptoms.gpu_utilisation``, which the driver averages over up to a second and is looked at once a second."""
+"""For ``Symptoms.gpu_utilisation``, which the driver averages over up to a second, and which is read twice a second."""
 IDLE_GPU = 0.9
 """A GPU that was busy for less of the time waited for its host."""
 BUSY_CLIENT = 0.8

@@ -29,6 +29,23 @@ LATE_S = 0.1
 """Far from what a busy machine adds to one or takes from the other."""
 
 
+SO_TIMESTAMPNS = 35
+
+
+@pytest.fixture(autouse=True)
+def stamping() -> Iterator[None]:
+    """Have the kernel stamp: it begins a moment after the first socket has asked, and ends with the last."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as asking:
+        asking.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        peer, _ = listener.accept()
+        with peer:
+            stamps: list[Any] = []
+            while not stamps:
+                peer.send(b"x")
+                _, stamps, _, _ = asking.recvmsg(1, 64)
+            yield
+
+
 class Arrivals:
     """A decoder that keeps when events arrived, and when it was told."""
 
@@ -66,6 +83,13 @@ class Stream:
         return (self.arrivals.at_ns[-1] - sent_ns) / 1e9, (self.arrivals.told_ns[-1] - sent_ns) / 1e9
 
 
+def watched() -> tuple[Reception, list[dict[str, Any]]]:
+    """A reception of the running loop, and what goes to the exception handler of that."""
+    loop, errors = asyncio.get_running_loop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    return Reception(loop, time.perf_counter_ns), errors
+
+
 Script = Callable[[Reception, list[Stream]], Awaitable[None]]
 
 
@@ -75,10 +99,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Script], list[dict[st
     monkeypatch.setattr(streaming, "NAP_S", NAP_S)
 
     async def main(number: int, script: Script) -> list[dict[str, Any]]:
-        errors: list[dict[str, Any]] = []
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: errors.append(context))
-        reception = Reception(loop, time.perf_counter_ns)
+        reception, errors = watched()
         with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
             streams = [Stream(reception, listener) for _ in range(number)]
             for stream in streams:
@@ -252,9 +273,7 @@ def test_a_socket_that_is_closed_by_another_reader_is_not_read() -> None:
 
 def test_a_watch_that_an_earlier_reader_has_ended_is_over() -> None:
     async def main() -> None:
-        loop, errors = asyncio.get_running_loop(), list[dict[str, Any]]()
-        loop.set_exception_handler(lambda _, context: errors.append(context))
-        reception = Reception(loop, time.perf_counter_ns)
+        reception, errors = watched()
         seen: list[bytes] = []
         with pairs(2) as ((one, to_one), (other, to_other)):
 
@@ -280,10 +299,7 @@ def test_a_reader_that_fails_does_not_stop_the_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(streaming, "CROWD", 1)
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        errors: list[str] = []
-        loop.set_exception_handler(lambda _, context: errors.append(str(context["exception"])))
-        reception = Reception(loop, time.perf_counter_ns)
+        reception, errors = watched()
         reception.reads = reception.kernel_stamps = 1
         seen: list[bytes] = []
         with pairs(3) as made:
@@ -306,7 +322,7 @@ def test_a_reader_that_fails_does_not_stop_the_others(monkeypatch: pytest.Monkey
                     await asyncio.sleep(0)
             reception.close()
         assert seen == [b"a", b"a", b"a", b"b", b"b", b"b", b"c", b"c", b"c"]
-        assert errors == ["no"] * 6
+        assert [str(context["exception"]) for context in errors] == ["no"] * 6
 
     asyncio.run(asyncio.wait_for(main(), 10.0))
 
